@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Glance's data API over a metadata engine.
+
+``load(url)`` returns an object with every function of
+``glance.db.sqlalchemy.api`` that Glance's services and its data-API tests
+call, with the same signatures.
+"""
+
+import logging
+from typing import Any
+
+from glance_geo.core import errors
+from glance_geo.core.interfaces import Neighbour
+from glance_geo.db.engines import open_engine
+from glance_geo.db.imagecache import ImageCacheCalls
+from glance_geo.db.imagelists import ImageListCalls, TagCalls
+from glance_geo.db.images import ImageCalls
+from glance_geo.db.members import MemberCalls
+from glance_geo.db.metadefcontents import (
+    LabelCalls, ObjectCalls, PropertyCalls, ResourceTypeCalls)
+from glance_geo.db.recordstore import RecordStore
+from glance_geo.db.tasks import TaskCalls
+
+LOG = logging.getLogger(__name__)
+
+
+class Alone:
+    """The neighbour of a data API that no agent serves."""
+
+    def changed(self) -> None:
+        pass
+
+    def claim_home(self, image_id: str) -> None:
+        raise errors.HomeUnreachable('no agent is configured at this site')
+
+
+class DataAPI(ImageListCalls, ImageCalls, TagCalls, MemberCalls, TaskCalls,
+              ObjectCalls, PropertyCalls, LabelCalls, ResourceTypeCalls,
+              ImageCacheCalls):
+    """Every function of the data API, bound to one engine."""
+
+    records: RecordStore
+
+    def __init__(self, records: RecordStore, neighbour: Neighbour):
+        super().__init__(records, neighbour)
+        self.records = records
+
+    def configure(self) -> None:
+        """Nothing to do: Glance calls it on the module that it expects."""
+
+    def clear_db_env(self) -> None:
+        """Nothing is kept that a test would have to clear."""
+
+    def reset(self) -> None:
+        """Remove everything that the engine holds (for tests)."""
+        self._records.engine.reset()
+
+    def close(self) -> None:
+        """Release the engine."""
+        self._records.engine.close()
+
+
+def load(url: str, site: str = 'local', node: str | None = None,
+         neighbour: Neighbour | None = None, **options: Any) -> DataAPI:
+    """Return the data API over the engine at a URL.
+
+    :param url: ``sqlite:////path``, ``memory://``, …
+    :param site: the name of the site whose writes these are
+    :param node: the node's name; engines for one node refuse a second
+    :raises ConfigurationInvalid: the URL or the engine behind it is unusable
+    """
+    neighbour = neighbour or Alone()
+    engine = open_engine(url, node=node, **options)
+    records = RecordStore(engine, site, neighbour.changed)
+    return DataAPI(records, neighbour)

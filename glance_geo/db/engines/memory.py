@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Metadata in this process's memory: for tests, and to read how little an
+engine must do."""
+
+import bisect
+import itertools
+import threading
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from glance_geo.core import errors
+from glance_geo.core.interfaces import Entry, MetadataEngine, Term, Trait
+
+
+class MemoryEngine(MetadataEngine):
+    """A dictionary and sorted lists under one lock."""
+
+    traits = frozenset((Trait.COMPARE_AND_SET,))
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self.reset()
+
+    def reset(self) -> None:
+        with self._lock:
+            self._entries: dict[str, Entry] = {}
+            self._terms: dict[str, list[tuple[str, bytes]]] = {}
+            self._indexes: dict[str, list[tuple[bytes, str]]] = {}
+            self._number = 0
+            self._tokens = itertools.count(1)
+
+    def get(self, key: str) -> Entry | None:
+        with self._lock:
+            return self._entries.get(key)
+
+    def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
+        with self._lock:
+            return {key: self._entries[key] for key in keys
+                    if key in self._entries}
+
+    def put(self, key: str, value: bytes, token: Any,
+            terms: Iterable[Term], numbered: bool = False) -> int:
+        with self._lock:
+            present = self._entries.get(key)
+            if (present.token if present else None) != token:
+                raise errors.StaleToken(key)
+            number = 0
+            if numbered:
+                self._number += 1
+                number = self._number
+            self._unindex(key)
+            self._entries[key] = Entry((value,), number, next(self._tokens))
+            self._terms[key] = []
+            for term in terms:
+                suffix = b'%016x' % number if term.stamped else b''
+                position = (term.value + suffix, key)
+                bisect.insort(self._indexes.setdefault(term.index, []),
+                              position)
+                self._terms[key].append((term.index, position[0]))
+            return number
+
+    def _unindex(self, key: str) -> None:
+        for index, term in self._terms.pop(key, ()):
+            positions = self._indexes[index]
+            del positions[bisect.bisect_left(positions, (term, key))]
+
+    def delete(self, key: str) -> None:
+        with self._lock:
+            self._unindex(key)
+            self._entries.pop(key, None)
+
+    def scan(self, index: str, start: bytes | None = None,
+             stop: bytes | None = None, reverse: bool = False,
+             limit: int | None = None) -> list[tuple[bytes, str]]:
+        with self._lock:
+            positions = self._indexes.get(index, [])
+            low = (0 if start is None
+                   else bisect.bisect_left(positions, (start, '')))
+            high = (len(positions) if stop is None
+                    else bisect.bisect_left(positions, (stop, '')))
+            found = positions[low:high]
+            if reverse:
+                # Ties keep ascending keys only within equal terms' order.
+                found = found[::-1]
+            return found[:limit]
+
+    def indexes(self, prefix: str) -> list[str]:
+        with self._lock:
+            return sorted(name for name, positions in self._indexes.items()
+                          if name.startswith(prefix) and positions)
+
+    def last_number(self) -> int:
+        with self._lock:
+            return self._number
+
+    def close(self) -> None:
+        pass
+
+
+def open_engine(url: str, **requirements: Any) -> MemoryEngine:
+    """Open a new, empty engine; every call gives another one."""
+    return MemoryEngine()
