@@ -18,6 +18,7 @@ from glance_geo.db.images import ImageCalls
 from glance_geo.db.members import MemberCalls
 from glance_geo.db.metadefcontents import (
     LabelCalls, ObjectCalls, PropertyCalls, ResourceTypeCalls)
+from glance_geo.db.metadefs import NamespaceCalls
 from glance_geo.db.recordstore import RecordStore
 from glance_geo.db.tasks import TaskCalls
 
@@ -34,16 +35,26 @@ class Alone:
         raise errors.HomeUnreachable('no agent is configured at this site')
 
 
-class DataAPI(ImageListCalls, ImageCalls, TagCalls, MemberCalls, TaskCalls,
-              ObjectCalls, PropertyCalls, LabelCalls, ResourceTypeCalls,
-              ImageCacheCalls):
-    """Every function of the data API, bound to one engine."""
+_PARTS = (ImageCalls, ImageListCalls, TagCalls, MemberCalls, TaskCalls,
+          NamespaceCalls, ObjectCalls, PropertyCalls, LabelCalls,
+          ResourceTypeCalls, ImageCacheCalls)
 
-    records: RecordStore
+
+class DataAPI:
+    """Every function of the data API, bound to one engine.
+
+    :ivar records: the site's records
+    """
 
     def __init__(self, records: RecordStore, neighbour: Neighbour):
-        super().__init__(records, neighbour)
         self.records = records
+        for part in _PARTS:
+            calls = part(records, neighbour)
+            # A part's own public methods; what it inherits belongs to the
+            # part that defines it.
+            for name in vars(part):
+                if not name.startswith('_'):
+                    setattr(self, name, getattr(calls, name))
 
     def configure(self) -> None:
         """Nothing to do: Glance calls it on the module that it expects."""
@@ -51,13 +62,17 @@ class DataAPI(ImageListCalls, ImageCalls, TagCalls, MemberCalls, TaskCalls,
     def clear_db_env(self) -> None:
         """Nothing is kept that a test would have to clear."""
 
+    def get_engine(self) -> 'DataAPI':
+        """Return what ``metadeffiles`` loads into; there is no SQL engine."""
+        return self
+
     def reset(self) -> None:
         """Remove everything that the engine holds (for tests)."""
-        self._records.engine.reset()
+        self.records.engine.reset()
 
     def close(self) -> None:
         """Release the engine."""
-        self._records.engine.close()
+        self.records.engine.close()
 
 
 def load(url: str, site: str = 'local', node: str | None = None,

@@ -40,7 +40,7 @@ class ImageCacheCalls(Calls):
             f'local/cache/{url}', msgpack.packb(node), token,
             [Term(_INDEX, url.encode())])
 
-    def _change(self, url: str,
+    def _change_node(self, url: str,
                 change: Callable[[dict[str, Any]], None]) -> None:
         for _ in range(_ATTEMPTS):
             node, token = self._node(url)
@@ -96,10 +96,10 @@ class ImageCacheCalls(Calls):
                 if image_id in self._images(term.decode())]
 
     def delete_all_cached_images(self, context, node_reference_url):
-        self._change(node_reference_url, dict.clear)
+        self._change_node(node_reference_url, dict.clear)
 
     def delete_cached_image(self, context, image_id, node_reference_url):
-        self._change(node_reference_url,
+        self._change_node(node_reference_url,
                      lambda images: images.pop(image_id, None))
 
     def get_least_recently_accessed(self, context, node_reference_url):
@@ -119,7 +119,7 @@ class ImageCacheCalls(Calls):
                    'size': filesize, 'checksum': checksum,
                    'accessed': _us(last_accessed),
                    'modified': _us(last_modified), 'hits': hits or 0}
-        self._change(node_reference_url,
+        self._change_node(node_reference_url,
                      lambda images: images.setdefault(image_id, details))
 
     def update_hit_count(self, context, image_id, node_reference_url):
@@ -127,4 +127,4 @@ class ImageCacheCalls(Calls):
             if image_id in images:
                 images[image_id]['hits'] += 1
                 images[image_id]['accessed'] = _us(None)
-        self._change(node_reference_url, hit)
+        self._change_node(node_reference_url, hit)

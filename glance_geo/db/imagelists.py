@@ -7,9 +7,11 @@ from typing import Any
 from glance.common import exception
 from glance.db import utils as db_utils
 
-from glance_geo.core.records import Record
+from glance_geo.core.records import REMOVED, Record
+from glance_geo.core.rules import shown
 from glance_geo.db import queries, rows, terms
-from glance_geo.db.calls import Calls
+from glance_geo.db.calls import Calls, check_4byte
+from glance_geo.db.images import ImageCalls, not_found
 from glance_geo.db.rows import Row
 
 # A page of 25 should not read hundreds of records; a long list should not
@@ -18,13 +20,8 @@ _SMALLEST_BATCH = 32
 _LARGEST_BATCH = 500
 
 
-class ImageListCalls(Calls):
+class ImageListCalls(ImageCalls):
     """``image_get_all`` and what it needs."""
-
-    @staticmethod
-    def _terms_of_owner(owner: str | None) -> tuple[bytes, bytes]:
-        prefix = terms.ordered(owner)
-        return prefix, terms.after(prefix)
 
     def _walked(self, order: queries.Order, marker: Row | None,
                 deleted: bool | None, limit: int | None,
@@ -100,39 +97,40 @@ class ImageListCalls(Calls):
 class TagCalls(Calls):
     """``image_tag_*``: tags merge add-wins."""
 
-    def image_tag_set_all(self, context, image_id, tags):
-        def change(present: Record | None) -> dict[str, Any] | None:
-            if present is None:
-                raise exception.ImageNotFound(
-                    f'No image found with ID {image_id}')
-            return rows.tag_changes(
-                self._tags(present), tags, self._records.clock.next()) or None
-        self._records.update('image', image_id, change)
-
-    @staticmethod
-    def _tags(record: Record) -> dict[str, Any]:
-        return rows.shown(record)
-
-    def image_tag_get_all(self, context, image_id):
-        values = rows.shown(self._image(image_id)) if self._has(image_id) \
-            else {}
+    def _tags(self, image_id: str) -> list[str]:
+        if len(image_id) > 36:
+            raise exception.ImageNotFound()
+        record = self._records.get('image', image_id)
+        values = {} if record is None else shown(record)
         if (values.get('deletion') or {}).get('deleted'):
             return []
         return rows.tags(values)
 
-    def _has(self, image_id: str) -> bool:
-        if len(image_id) > 36:
-            raise exception.ImageNotFound()
-        return self._records.get('image', image_id) is not None
+    def image_tag_get_all(self, context, image_id):
+        return self._tags(image_id)
+
+    def image_tag_set_all(self, context, image_id, tags):
+        def change(present: Record | None) -> dict[str, Any] | None:
+            if present is None:
+                raise not_found(image_id)
+            return rows.tag_changes(shown(present), tags,
+                                    self._records.clock.next()) or None
+        self._records.update('image', image_id, change)
 
     def image_tag_create(self, context, image_id, value):
-        tags = self.image_tag_get_all(context, image_id)
-        self.image_tag_set_all(context, image_id, [*tags, value])
+        check_4byte(value)
+
+        def change(present: Record | None) -> dict[str, Any] | None:
+            if present is None:
+                raise not_found(image_id)
+            if f'tag:{value}' in present.fields:
+                return None
+            return {f'tag:{value}': [self._records.clock.next(), 0]}
+        self._records.update('image', image_id, change)
         return value
 
     def image_tag_delete(self, context, image_id, value):
-        tags = self.image_tag_get_all(context, image_id)
-        if value not in tags:
+        if value not in self._tags(image_id):
             raise exception.NotFound()
-        self.image_tag_set_all(context, image_id,
-                               [tag for tag in tags if tag != value])
+        self._records.update('image', image_id,
+                             lambda present: {f'tag:{value}': REMOVED})

@@ -17,7 +17,7 @@ from glance.db import utils as db_utils
 from glance_geo.core import errors
 from glance_geo.core.records import Record
 from glance_geo.core.rules import shown
-from glance_geo.db import rows
+from glance_geo.db import rows, terms
 from glance_geo.db.calls import Calls, check_4byte, now_us
 from glance_geo.db.rows import Row
 
@@ -110,8 +110,12 @@ class ImageCalls(Calls):
         return image['owner'] == context.owner
 
     def is_image_visible(self, context, image, status=None):
-        return db_utils.is_image_visible(
-            context, image, self.image_member_find, status)
+        def member_find(context, image_id, member, status):
+            record = self._records.get('image', image_id)
+            return [m for m in (rows.memberships(record) if record else ())
+                    if m['member'] == member and not m['deleted']
+                    and status in (None, m['status'])]
+        return db_utils.is_image_visible(context, image, member_find, status)
 
     def _check_mutable(self, context: Any, row: Mapping[str, Any]) -> None:
         if self.is_image_mutable(context, row):
@@ -125,6 +129,8 @@ class ImageCalls(Calls):
     # -- creating and updating --------------------------------------------
     def image_create(self, context, values, v1_mode=False):
         check_4byte(dict(values))
+        for location in values.get('locations') or ():
+            check_4byte(dict(location))
         values = db_utils.ensure_image_dict_v2_compliant(dict(values))
         properties = values.pop('properties', {})
         locations = values.pop('locations', None) or []
@@ -166,6 +172,8 @@ class ImageCalls(Calls):
     def image_update(self, context, image_id, values, purge_props=False,
                      from_state=None, v1_mode=False, atomic_props=None):
         check_4byte(dict(values))
+        for location in values.get('locations') or ():
+            check_4byte(dict(location))
         values = db_utils.ensure_image_dict_v2_compliant(dict(values))
         properties = values.pop('properties', {})
         locations = values.pop('locations', None)
@@ -387,9 +395,10 @@ class ImageCalls(Calls):
 
     # -- usage ------------------------------------------------------------
     def _owned(self, owner_id: str, gone: tuple[str, ...]) -> list[Row]:
-        prefix = self._terms_of_owner(owner_id)
+        prefix = terms.ordered(owner_id)
         found = (rows.image_row(record, self._records.site, True)
-                 for record in self._records.walk('image.owner', *prefix))
+                 for record in self._records.walk(
+                     'image.owner', prefix, terms.after(prefix)))
         return [row for row in found if row['status'] not in gone]
 
     def user_get_storage_usage(self, context, owner_id, image_id=None):

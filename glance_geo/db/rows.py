@@ -139,12 +139,15 @@ def properties(image_id: str, values: Mapping[str, Any], deleted: bool,
                ) -> list[Row]:
     """Return an image's properties, deleted ones marked."""
     found = []
+    changed = from_us(values.get('updated_at'))
     for field, data in values.items():
         if field.startswith('prop:'):
             name = field[5:]
+            gone = deleted or data['removed']
             found.append(Row(
                 id=stable_id(image_id, field), image_id=image_id, name=name,
-                value=data['value'], deleted=deleted or data['removed']))
+                value=data['value'], deleted=gone,
+                deleted_at=changed if gone else None))
     return found
 
 

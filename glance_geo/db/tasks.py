@@ -78,10 +78,9 @@ class TaskCalls(Calls):
                     and context.owner == row['owner']))
 
     @staticmethod
-    def _expire(context: Any, row: Row, now: int) -> Row:
-        """Mark a task of the caller's project that has expired."""
+    def _expire(row: Row, now: int) -> Row:
+        """Mark a task that has expired."""
         if (not row['deleted'] and row['expires_at'] is not None
-                and row['owner'] == context.owner
                 and rows.to_us(row['expires_at']) <= now):
             row['deleted'] = True
             row['deleted_at'] = row['expires_at']
@@ -131,7 +130,7 @@ class TaskCalls(Calls):
         found = []
         for record in self._records.walk('task.image', prefix,
                                          terms.after(prefix)):
-            row = self._expire(context, _row(record), now)
+            row = self._expire(_row(record), now)
             expired = (row['expires_at'] is not None
                        and rows.to_us(row['expires_at']) < now)
             if expired or (row['deleted'] and not context.can_see_deleted):
@@ -148,7 +147,7 @@ class TaskCalls(Calls):
         now = now_us()
         found = []
         for record in self._records.list('task'):
-            row = self._expire(context, _row(record, with_info=False), now)
+            row = self._expire(_row(record, with_info=False), now)
             if not everyone and row['owner'] != context.owner:
                 continue
             if 'deleted' in filters and (
