@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one place where concrete parts are chosen and put together."""
+
+from __future__ import annotations
+
+import logging
+import ssl
+import sys
+from typing import TYPE_CHECKING, Any
+
+from oslo_config import cfg
+
+from glance_geo.conf import options
+from glance_geo.core import errors
+
+if TYPE_CHECKING:
+    from glance_geo.db.api import DataAPI
+    from glance_geo.replication.agent import Agent
+    from glance_geo.replication.local import LocalAgent
+    from glance_geo.store.chunkstore import ChunkStore
+
+LOG = logging.getLogger(__name__)
+
+SQL = 'sql'
+
+_data_api: DataAPI | None = None
+_local_agents: dict[str, LocalAgent] = {}
+
+
+def local_agent(conf: cfg.ConfigOpts) -> LocalAgent:
+    """Return this process's way to the node's agent."""
+    from glance_geo.replication.local import LocalAgent
+    options.register(conf)
+    path = conf[options.GROUP].agent_socket
+    if path not in _local_agents:
+        _local_agents[path] = LocalAgent(path)
+    return _local_agents[path]
+
+
+def chunk_source(conf: cfg.ConfigOpts) -> LocalAgent | None:
+    """Return where this node's missing chunks come from; None: nowhere."""
+    options.register(conf)
+    return local_agent(conf) if conf[options.GROUP].agent_socket else None
+
+
+def open_data_api(conf: cfg.ConfigOpts) -> DataAPI:
+    """Return the data API over the configured engine.
+
+    :raises ConfigurationInvalid: naming the option
+    """
+    from glance_geo.db import api
+    options.register(conf)
+    options.check_site(conf)
+    group = conf[options.GROUP]
+    if group.metadata_backend == SQL:
+        raise errors.ConfigurationInvalid(
+            '[glance_geo] metadata_backend = sql: metadata is in Glance\'s '
+            'own database; glance_geo does not replicate it')
+    return api.load(group.metadata_backend, site=group.site_name,
+                    node=options.node_name(conf),
+                    neighbour=local_agent(conf))
+
+
+def install_data_api(conf: cfg.ConfigOpts) -> None:
+    """Put the data API in the place of Glance's SQL one.
+
+    :raises ConfigurationInvalid: it can't be; Glance must not start then
+    """
+    global _data_api
+    options.register(conf)
+    if conf[options.GROUP].metadata_backend == SQL:
+        options.check_site(conf)
+        return
+    _refuse_encrypted_locations(conf)
+    _data_api = open_data_api(conf)
+
+    import glance.db
+    glance.db.get_api = lambda: _data_api
+    # The one module of the API service that imports the SQL API by itself.
+    # Imported now or later, it must see ours.
+    import glance.quota.keystone
+    glance.quota.keystone.db = _data_api
+    LOG.info('Metadata of site %s is in %s', conf[options.GROUP].site_name,
+             conf[options.GROUP].metadata_backend.partition('@')[2]
+             or conf[options.GROUP].metadata_backend)
+
+
+def _refuse_encrypted_locations(conf: cfg.ConfigOpts) -> None:
+    try:
+        key = conf.metadata_encryption_key
+    except cfg.NoSuchOptError:
+        return
+    if key:
+        raise errors.ConfigurationInvalid(
+            'metadata_encryption_key is set: agents must read locations. '
+            'geo locations are signed and hold no secret; unset it')
+
+
+def installed_data_api(conf: cfg.ConfigOpts) -> DataAPI:
+    """Return the data API of this process, opened if need be."""
+    global _data_api
+    if _data_api is None:
+        _data_api = open_data_api(conf)
+    return _data_api
+
+
+def chunk_store(conf: cfg.ConfigOpts) -> ChunkStore:
+    """Open the node's chunk store.
+
+    :raises ConfigurationInvalid, StoreUnusable: naming what is wrong
+    """
+    from glance_geo.store.chunkstore import ChunkStore
+    _, folder = options.store_folder(conf)
+    return ChunkStore(folder)
+
+
+def tls_files(conf: cfg.ConfigOpts) -> tuple[str, str, str]:
+    group = conf[options.GROUP]
+    return group.ca_file, group.cert_file, group.key_file
+
+
+def agent(conf: cfg.ConfigOpts) -> Agent:
+    """Return the node's agent, not started.
+
+    :raises ConfigurationInvalid, StoreUnusable: naming what is wrong
+    """
+    from glance_geo.replication import identity
+    from glance_geo.replication.agent import Agent
+    from glance_geo.replication.client import PeerClient
+    options.register(conf)
+    options.check_site(conf)
+    group = conf[options.GROUP]
+    tls = identity.context(ssl.Purpose.SERVER_AUTH, *tls_files(conf))
+    peers = [PeerClient(site, host, port, tls, group.peer_timeout)
+             for site, host, port in options.peers(conf)]
+    return Agent(group.site_name, options.node_name(conf),
+                 installed_data_api(conf).records, chunk_store(conf), peers,
+                 group.sync_interval, group.collect_interval)
+
+
+def start_agent(conf: cfg.ConfigOpts, made: Agent) -> None:
+    """Start an agent on the configured addresses."""
+    from glance_geo.replication import identity
+    group = conf[options.GROUP]
+    _, cert_file, key_file = tls_files(conf)
+    made.start(options.listen_address(conf),
+               identity.context(ssl.Purpose.CLIENT_AUTH, *tls_files(conf)),
+               cert_file, key_file, group.agent_socket, group.peer_timeout)
+
+
+def guard_against_sql() -> None:
+    """Make Glance stop, rather than start on SQL, if we are named but not
+    loaded.
+
+    oslo.config only logs a config_source whose ``driver`` is missing or
+    misspelt. It does build every source driver first, ours too: until ours is
+    opened, asking for the data API checks that nobody meant us.
+    """
+    if 'glance' not in sys.modules:
+        return
+    import glance.db
+    stock = glance.db.get_api
+
+    def get_api() -> Any:
+        named = cfg.CONF.config_source
+        if options.GROUP in named and _data_api is None:
+            group = cfg.CONF[options.GROUP]
+            if getattr(group, 'driver', None) != options.DRIVER:
+                raise SystemExit(
+                    'glance_geo: [DEFAULT] config_source names glance_geo, '
+                    'but [glance_geo] driver is not glance_geo')
+        return stock()
+    glance.db.get_api = get_api

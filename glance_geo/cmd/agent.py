@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``glance-geo-agent``: run the agent of this node until told to stop."""
+
+import signal
+import sys
+import threading
+
+from oslo_log import log
+
+from glance_geo import assembly
+from glance_geo.cmd import configuration
+from glance_geo.core import errors
+
+LOG = log.getLogger(__name__)
+
+
+def main() -> int:
+    """Run the agent; SIGTERM and SIGINT end it cleanly."""
+    try:
+        conf = configuration.read(sys.argv[1:], 'glance-geo-agent')
+        log.setup(conf, 'glance_geo')
+        for noisy in ('httpx', 'httpcore'):
+            log.getLogger(noisy).logger.setLevel('WARNING')
+        agent = assembly.agent(conf)
+        stop = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop.set())
+        assembly.start_agent(conf, agent)
+    except errors.GeoError as error:
+        print(f'glance-geo-agent: {error}', file=sys.stderr)
+        return 1
+    stop.wait()
+    LOG.info('Stopping')
+    agent.stop()
+    return 0

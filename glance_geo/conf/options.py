@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every option of glance_geo, its checks, and what follows from it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from oslo_config import cfg
+
+from glance_geo.core import errors
+
+GROUP = 'glance_geo'
+DRIVER = 'glance_geo'
+_NAME = re.compile(r'[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?')
+_PEER = re.compile(r'([a-z0-9-]+)@(\[[0-9a-fA-F:]+\]|[^:/\s]+):(\d+)')
+
+driver_opt = cfg.StrOpt(
+    'driver',
+    help='Must be ``glance_geo``. It makes oslo.config load this package '
+         'when Glance reads ``[DEFAULT] config_source = glance_geo``.')
+
+site_opts = [
+    cfg.StrOpt(
+        'site_name',
+        help='Name of the site that this node belongs to: lower-case '
+             'letters, digits and hyphens, unique among all sites. Required.'),
+    cfg.StrOpt(
+        'node_name',
+        help='Name of this node, unique within the site. Default: the '
+             'site\'s name, which fits a site of one node.'),
+    cfg.StrOpt(
+        'metadata_backend', default='sqlite:////var/lib/glance-geo/metadata.db',
+        help='Where metadata lives. The scheme picks the engine: '
+             '``sqlite:////path`` (embedded, one node), ``memory://`` (tests). '
+             '``sql`` leaves metadata to Glance\'s own SQL database.'),
+    cfg.StrOpt(
+        'agent_socket', default='/run/glance-geo/agent.sock',
+        help='Unix socket on which this node\'s glance-geo-agent serves '
+             'glance-api.'),
+    cfg.StrOpt(
+        'location_keys_file', default='/etc/glance-geo/location.keys',
+        help='File with the keys that sign image locations: one '
+             '``<key id> <64 hex digits>`` per line, the same at every site. '
+             'The first signs, all are accepted.'),
+]
+
+agent_opts = [
+    cfg.StrOpt(
+        'listen', default='0.0.0.0:9494',
+        help='``address:port`` on which the agent serves other nodes, over '
+             'mutual TLS.'),
+    cfg.ListOpt(
+        'peers', default=[],
+        help='The agents of the other sites, as ``site@host:port``, '
+             'separated by commas. This node\'s own entry is ignored, so '
+             'that all sites can share one list.'),
+    cfg.StrOpt(
+        'ca_file', default='/etc/glance-geo/ca.crt',
+        help='Certificate of the authority that signs the sites\' '
+             'certificates.'),
+    cfg.StrOpt(
+        'cert_file', default='/etc/glance-geo/site.crt',
+        help='This node\'s certificate, as ``glance-geo site init`` '
+             'makes it.'),
+    cfg.StrOpt(
+        'key_file', default='/etc/glance-geo/site.key',
+        help='Private key of this node\'s certificate.'),
+    cfg.FloatOpt(
+        'sync_interval', default=10.0, min=0.1,
+        help='Seconds between exchanges of metadata with each peer. Hints '
+             'after writes make them prompt; this is the upper bound when '
+             'hints are lost.'),
+    cfg.FloatOpt(
+        'peer_timeout', default=10.0, min=0.1,
+        help='Seconds without an answer after which a peer counts as '
+             'unreachable.'),
+    cfg.IntOpt(
+        'collect_interval', default=600, min=1,
+        help='Seconds between collections of chunks that nothing refers to.'),
+]
+
+store_opts = [
+    cfg.StrOpt(
+        'geo_store_datadir',
+        help='Folder of this node\'s chunk store, on a local file system. '
+             'Glance and the agent must both be able to write to it. '
+             'Required.'),
+]
+
+
+def list_opts() -> list[tuple[str, list[cfg.Opt]]]:
+    """Return the options for oslo-config-generator."""
+    return [(GROUP, [driver_opt, *site_opts, *agent_opts]),
+            ('geo', store_opts)]
+
+
+def register(conf: cfg.ConfigOpts) -> None:
+    """Register ``[glance_geo]``; may be repeated."""
+    conf.register_opts([*site_opts, *agent_opts], group=GROUP)
+
+
+def check_site(conf: cfg.ConfigOpts) -> None:
+    """Check what every process of a node needs.
+
+    :raises ConfigurationInvalid: naming the option
+    """
+    group = conf[GROUP]
+    for name in ('site_name', 'node_name'):
+        value = group[name]
+        if name == 'node_name' and not value:
+            continue
+        if not value:
+            raise errors.ConfigurationInvalid(
+                f'[{GROUP}] {name} is not set: give this site a name')
+        if not _NAME.fullmatch(value):
+            raise errors.ConfigurationInvalid(
+                f'[{GROUP}] {name} = {value!r}: use lower-case letters, '
+                f'digits and hyphens (32 at most)')
+
+
+def node_name(conf: cfg.ConfigOpts) -> str:
+    """Return the node's name, unique among all sites."""
+    group = conf[GROUP]
+    return f'{group.site_name}/{group.node_name or group.site_name}'
+
+
+def peers(conf: cfg.ConfigOpts) -> list[tuple[str, str, int]]:
+    """Return (site, host, port) of the other nodes' agents.
+
+    :raises ConfigurationInvalid: an entry does not parse
+    """
+    own = conf[GROUP].site_name
+    found = []
+    for entry in conf[GROUP].peers:
+        match = _PEER.fullmatch(entry.strip())
+        if match is None:
+            raise errors.ConfigurationInvalid(
+                f'[{GROUP}] peers: {entry!r} is not site@host:port')
+        if match[1] != own:
+            found.append((match[1], match[2].strip('[]'), int(match[3])))
+    return found
+
+
+def listen_address(conf: cfg.ConfigOpts) -> tuple[str, int]:
+    """Return the (host, port) to serve other nodes on.
+
+    :raises ConfigurationInvalid: not host:port
+    """
+    host, colon, port = conf[GROUP].listen.rpartition(':')
+    if not colon or not port.isdigit():
+        raise errors.ConfigurationInvalid(
+            f'[{GROUP}] listen = {conf[GROUP].listen!r} is not address:port')
+    return host.strip('[]'), int(port)
+
+
+def location_keys(conf: cfg.ConfigOpts) -> dict[str, bytes]:
+    """Return the keys that sign and check locations, the signing one first.
+
+    :raises ConfigurationInvalid: missing or malformed; no key is shown
+    """
+    path = conf[GROUP].location_keys_file
+    try:
+        lines = Path(path).read_text().splitlines()
+    except OSError as error:
+        raise errors.ConfigurationInvalid(
+            f'[{GROUP}] location_keys_file {path}: {error.strerror}; '
+            f'"glance-geo site init" installs it') from error
+    keys: dict[str, bytes] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.startswith('#'):
+            continue
+        try:
+            key_id, key = line.split()
+            keys[key_id] = bytes.fromhex(key)
+            if len(keys[key_id]) != 32:
+                raise ValueError
+        except ValueError:
+            raise errors.ConfigurationInvalid(
+                f'{path}, line {number}: expected "<key id> <64 hex '
+                f'digits>"') from None
+    if not keys:
+        raise errors.ConfigurationInvalid(f'{path} holds no key')
+    return keys
+
+
+def signing_key(keys: Mapping[str, bytes]) -> tuple[str, bytes]:
+    """Return the key that signs new locations."""
+    return next(iter(keys.items()))
+
+
+def store_folder(conf: cfg.ConfigOpts) -> tuple[str, str]:
+    """Return (store name, folder) of the node's geo store.
+
+    :raises ConfigurationInvalid: none or several are enabled
+    """
+    backends: Any = conf.enabled_backends or {}
+    names = [name for name, kind in backends.items() if kind == 'geo']
+    if len(names) != 1:
+        raise errors.ConfigurationInvalid(
+            'enabled_backends must name one store of type geo, such as '
+            'enabled_backends = geo:geo')
+    conf.register_opts(store_opts, group=names[0])
+    folder = conf[names[0]].geo_store_datadir
+    if not folder:
+        raise errors.ConfigurationInvalid(
+            f'[{names[0]}] geo_store_datadir is not set')
+    return names[0], folder

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Asking another node's agent."""
+
+import ssl
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+
+from glance_geo.core import errors
+from glance_geo.replication import identity, wire
+
+# Weight of the newest measurement in the smoothed round-trip time.
+_SMOOTHING = 0.3
+
+
+class PeerClient:
+    """One other node, over mutual TLS. Safe for several threads.
+
+    Every call may be repeated. Calls raise ``Unreachable`` when the node does
+    not answer, ``PeerRefused`` when it declines, ``PeerMisbehaved`` when the
+    answer breaks the protocol.
+
+    :ivar rtt: smoothed seconds to a first answer; None before the first
+    """
+
+    def __init__(self, site: str, host: str, port: int, tls: ssl.SSLContext,
+                 timeout: float):
+        self.site = site
+        self.rtt: float | None = None
+        self.last_error: str | None = None
+        self.bytes_received = 0
+        self._lock = threading.Lock()
+        shown = f'[{host}]' if ':' in host else host
+        self.address = f'{shown}:{port}'
+        self._http = httpx.Client(
+            base_url=f'https://{self.address}', verify=tls, trust_env=False,
+            timeout=httpx.Timeout(timeout, pool=60.0),
+            limits=httpx.Limits(max_connections=16,
+                                max_keepalive_connections=8))
+
+    def close(self) -> None:
+        self._http.close()
+
+    @contextmanager
+    def _request(self, path: str, document: Any) -> Iterator[httpx.Response]:
+        began = time.monotonic()
+        try:
+            with self._http.stream('POST', path,
+                                   content=wire.pack(document)) as answer:
+                self._check(answer)
+                elapsed = time.monotonic() - began
+                with self._lock:
+                    self.rtt = elapsed if self.rtt is None else (
+                        (1 - _SMOOTHING) * self.rtt + _SMOOTHING * elapsed)
+                    self.last_error = None
+                yield answer
+        except (httpx.TransportError, OSError) as error:
+            text = str(error) or type(error).__name__
+            self.last_error = text
+            raise errors.Unreachable(
+                f'site {self.site} ({self.address}): {text}') from error
+
+    def _check(self, answer: httpx.Response) -> None:
+        network = answer.extensions.get('network_stream')
+        tls = network.get_extra_info('ssl_object') if network else None
+        site, _ = identity.peer_name(tls.getpeercert() if tls else None)
+        if site != self.site:
+            raise errors.PeerRefused(
+                f'{self.address} is site {site}, not {self.site}: check '
+                f'[glance_geo] peers')
+        if answer.status_code >= 400:
+            text = answer.read()[:500].decode(errors='replace').strip()
+            if answer.status_code >= 500:
+                raise errors.Unreachable(
+                    f'site {self.site}: {answer.status_code} {text}')
+            raise errors.PeerRefused(f'site {self.site}: {text}')
+
+    def _pieces(self, answer: httpx.Response) -> Iterator[bytes]:
+        for piece in answer.iter_raw():
+            self.bytes_received += len(piece)
+            yield piece
+
+    def hint(self) -> None:
+        """Tell the node that there is something new here."""
+        with self._request('/v1/hint', {}):
+            pass
+
+    @contextmanager
+    def records(self, vector: dict[str, int]) -> Iterator[wire.FrameReader]:
+        """Ask for the records that are newer than a vector.
+
+        The frames are encoded records; the last one is the node's vector.
+        """
+        with self._request('/v1/records', {'vector': vector}) as answer:
+            yield wire.FrameReader(self._pieces(answer), wire.RECORD_MAXIMUM)
+
+    @contextmanager
+    def chunks(self, image: str, manifest: bytes, names: Sequence[bytes],
+               ) -> Iterator[wire.FrameReader]:
+        """Ask for chunks of an image.
+
+        There is one frame per name, in order; an empty one says that the
+        node does not have it.
+        """
+        with self._request('/v1/chunks', {
+                'image': image, 'manifest': manifest,
+                'names': list(names)}) as answer:
+            yield wire.FrameReader(self._pieces(answer), wire.BLOB_MAXIMUM)
+
+    def claim_home(self, image: str) -> bytes:
+        """Ask an image's home to hand over; return the encoded record."""
+        with self._request('/v1/home', {'image': image}) as answer:
+            return answer.read()

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Follows the records of images at one node.
+
+For each image that changed: drop the bits that metadata no longer lists, pull
+those that placement wants here, and report what is held. Everything is
+derived from the records and the chunk store, so a restart begins anew.
+"""
+
+import logging
+import threading
+from typing import Any
+
+from glance_geo.core import errors
+from glance_geo.core.interfaces import LocalChunks, RecordLog
+from glance_geo.core.records import Context, Record
+from glance_geo.core.rules import shown
+from glance_geo.replication.sources import ImageBits, holding_id, image_bits
+from glance_geo.replication.transfer import Fetcher
+
+LOG = logging.getLogger(__name__)
+
+_RETRY_SECONDS = 5.0
+_REPORT_SECONDS = 2.0
+
+
+class Keeper:
+    """Keeps what the node holds in line with metadata.
+
+    :ivar pulling: image -> what is being pulled, or why it failed last
+    """
+
+    def __init__(self, site: str, node: str, log: RecordLog,
+                 store: LocalChunks, fetcher: Fetcher,
+                 collect_interval: float):
+        self._site = site
+        self._node = node
+        self._log = log
+        self._store = store
+        self._fetcher = fetcher
+        self._collect_interval = collect_interval
+        self._cursor: Context = {}
+        self._wake = threading.Event()
+        self._stop = threading.Event()
+        self._queue: dict[str, bytes] = {}
+        self._queue_lock = threading.Condition()
+        self.pulling: dict[str, str] = {}
+        self._touched: set[tuple[str, bytes]] = set()
+        self._threads = [
+            threading.Thread(target=self._follow, name='keeper', daemon=True),
+            threading.Thread(target=self._pull, name='puller', daemon=True)]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._wake.set()
+        with self._queue_lock:
+            self._queue_lock.notify_all()
+        for thread in self._threads:
+            thread.join(timeout=10)
+
+    def changed(self) -> None:
+        """Records changed: look at them soon."""
+        self._wake.set()
+
+    def touched(self, image: str, manifest: bytes) -> None:
+        """Chunks of an image came: report what is held before long."""
+        self._touched.add((image, manifest))
+
+    # -- following --------------------------------------------------------
+    def once(self) -> int:
+        """Look at every record that is new since the last time."""
+        vector = self._log.vector()
+        seen = 0
+        for record in self._log.newer(self._cursor):
+            if record.kind == 'image':
+                seen += 1
+                self._image(record)
+        self._cursor = vector
+        return seen
+
+    def _image(self, record: Record) -> None:
+        bits = image_bits(record)
+        self._store.settle(record.id, bits.listed)
+        for manifest in bits.manifests:
+            self._report(bits, manifest)
+            decision = bits.decide(self._site)
+            if bits.ready and decision.wanted:
+                self._want(record.id, manifest)
+
+    def _want(self, image: str, manifest: bytes) -> None:
+        with self._queue_lock:
+            self._queue[image] = manifest
+            self._queue_lock.notify_all()
+
+    def _report(self, bits: ImageBits, manifest: bytes) -> None:
+        """Write this node's holding of an image, if it changed."""
+        if (bits.image, manifest) not in self._store.copies():
+            return
+        here, total, stored = self._store.held(manifest)
+        self._write_holding(bits.image, {
+            'image': bits.image, 'site': self._site, 'node': self._node,
+            'manifest': manifest.hex(), 'here': here, 'total': total,
+            'stored': stored})
+
+    def _write_holding(self, image: str, holding: dict[str, Any]) -> None:
+        def change(present: Record | None) -> dict[str, Any] | None:
+            current = shown(present).get('holding') if present else None
+            return None if current == holding else {'holding': holding}
+        self._log.update('holding', holding_id(image, self._node), change)
+
+    def report_touched(self) -> None:
+        """Report the images whose chunks came since the last time."""
+        touched, self._touched = self._touched, set()
+        for image, manifest in touched:
+            record = self._log.get('image', image)
+            if record is not None:
+                self._report(image_bits(record), manifest)
+
+    def collect(self) -> Any:
+        """Drop what metadata no longer lists; free the space."""
+        for image in {image for image, _ in self._store.copies()}:
+            record = self._log.get('image', image)
+            bits = None if record is None else image_bits(record)
+            self._store.settle(image, bits.listed if bits else frozenset())
+            if bits is None or bits.deleted:
+                self._forget_holding(image)
+        return self._store.collect()
+
+    def _forget_holding(self, image: str) -> None:
+        def change(present: Record | None) -> dict[str, Any] | None:
+            current = shown(present).get('holding') if present else None
+            if not current or not current['total']:
+                return None
+            return {'holding': {**current, 'here': 0, 'total': 0,
+                                'stored': 0}}
+        self._log.update('holding', holding_id(image, self._node), change)
+
+    def _follow(self) -> None:
+        idle = 0.0
+        self._guarded(self.collect)
+        while not self._stop.is_set():
+            self._guarded(self.once)
+            self._wake.wait(_REPORT_SECONDS)
+            # Several writes in a row make one look.
+            if self._wake.is_set():
+                self._stop.wait(0.05)
+            self._wake.clear()
+            self._guarded(self._fetcher.settle)
+            self._guarded(self.report_touched)
+            idle += _REPORT_SECONDS
+            if idle >= self._collect_interval:
+                idle = 0.0
+                self._guarded(self.collect)
+
+    @staticmethod
+    def _guarded(call: Any) -> None:
+        """Run a step of the loop, which must outlive any failure."""
+        try:
+            call()
+        except errors.GeoError as error:
+            LOG.warning('%s: %s', call.__name__, error)
+        except Exception:
+            LOG.exception('%s failed', call.__name__)
+
+    # -- pulling ----------------------------------------------------------
+    def _pull(self) -> None:
+        while not self._stop.is_set():
+            with self._queue_lock:
+                while not self._queue and not self._stop.is_set():
+                    self._queue_lock.wait(1.0)
+                if self._stop.is_set():
+                    return
+                image, manifest = next(iter(self._queue.items()))
+                del self._queue[image]
+            if not self._pull_one(image, manifest):
+                self._want(image, manifest)
+                self._stop.wait(_RETRY_SECONDS)
+
+    def _pull_one(self, image: str, manifest: bytes) -> bool:
+        """Pull one image; False asks for another try later."""
+        here, total, _ = self._store.held(manifest)
+        if total and here == total and (image, manifest) in \
+                self._store.copies():
+            return True
+        record = self._log.get('image', image)
+        bits = None if record is None else image_bits(record)
+        if (bits is None or not bits.ready or manifest not in bits.manifests
+                or not bits.decide(self._site).wanted):
+            self.pulling.pop(image, None)
+            return True
+        self.pulling[image] = 'pulling'
+        try:
+            self._fetcher.pull(image, manifest, self._stop.is_set)
+        except errors.GeoError as error:
+            LOG.warning('Pull of image %s: %s; trying again', image, error)
+            self.pulling[image] = str(error)
+            return False
+        except Exception as error:
+            LOG.exception('Pull of image %s failed', image)
+            self.pulling[image] = str(error)
+            return False
+        LOG.info('Image %s is whole at this node', image)
+        self.pulling.pop(image, None)
+        self.touched(image, manifest)
+        return True

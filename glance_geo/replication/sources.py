@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the records say about an image's bits: pure functions.
+
+Which manifests it lists, who may hold them, who does.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from glance_geo.core import errors, location, placement
+from glance_geo.core.records import Record
+from glance_geo.core.rules import shown
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageBits:
+    """An image as far as its bits are concerned.
+
+    :ivar listed: (manifest, nonce) of each geo location
+    :ivar ready: the image is active (or deactivated): its bits may be copied
+    """
+
+    image: str
+    name: str | None
+    home: str | None
+    size: int | None
+    ready: bool
+    deleted: bool
+    listed: frozenset[tuple[bytes, str]]
+    properties: Mapping[str, str]
+
+    @property
+    def manifests(self) -> list[bytes]:
+        return sorted({manifest for manifest, _ in self.listed})
+
+    def decide(self, site: str, sites: Iterable[str] = (),
+               ) -> placement.Decision:
+        return placement.decide(self.properties, self.home, site, sites)
+
+
+def image_bits(record: Record) -> ImageBits:
+    """Return what an image's record says of its bits."""
+    values = shown(record)
+    deletion = values.get('deletion') or {}
+    delayed = deletion.get('status') == 'pending_delete'
+    deleted = bool(deletion.get('deleted')) and not delayed
+    listed = set()
+    for field, data in values.items():
+        if not field.startswith('loc:') or deleted:
+            continue
+        if data['removed'] and data['status'] != 'pending_delete':
+            continue
+        try:
+            parsed = location.parse(data['url'])
+        except errors.LocationInvalid:
+            continue    # of another store
+        listed.add((parsed.manifest, parsed.nonce))
+    data = values.get('data') or {}
+    return ImageBits(
+        record.id, values.get('name'), values.get('home'), data.get('size'),
+        data.get('status') == 'active' and not deletion.get('deleted'),
+        deleted, frozenset(listed),
+        {field[5:]: prop['value'] for field, prop in values.items()
+         if field.startswith('prop:') and not prop['removed']})
+
+
+def holding_id(image: str, node: str) -> str:
+    return f'{image}.{node}'
+
+
+def holdings(records: Iterable[Record]) -> list[dict[str, Any]]:
+    """Return the live holdings of some holding records."""
+    found = []
+    for record in records:
+        holding = shown(record).get('holding')
+        if holding and holding['total']:
+            found.append(holding)
+    return found

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``geo``: the glance_store driver over the chunk store.
+
+``enabled_backends = geo:geo``, with the same store name at every site, since
+locations carry it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import glance_store
+from glance.common import exception as glance_exception
+from glance_store import capabilities, driver, exceptions
+from glance_store import location as store_location
+from oslo_config import cfg
+
+from glance_geo.conf import options
+from glance_geo.core import errors, location
+from glance_geo.core.interfaces import ChunkSource
+from glance_geo.core.location import GeoLocation
+from glance_geo.store.chunkstore import ChunkStore
+from glance_geo.store.download import ImageReader, NoSource
+from glance_geo.store.upload import SizeMismatch, upload
+
+LOG = logging.getLogger(__name__)
+
+
+@contextmanager
+def _as_glance_expects(image: str) -> Iterator[None]:
+    """Translate our errors into those that Glance turns into statuses."""
+    try:
+        yield
+    except errors.BitsElsewhere as error:
+        raise glance_exception.Forbidden(message=str(error)) from error
+    except (errors.BitsUnavailable, errors.Unreachable,
+            errors.ChunkMissing) as error:
+        raise exceptions.RemoteServiceUnavailable(
+            message=str(error)) from error
+    except errors.ManifestInvalid as error:
+        raise exceptions.RemoteServiceUnavailable(
+            message=f'image {image}: {error}') from error
+    except errors.StoreFull as error:
+        raise exceptions.StorageFull(message=str(error)) from error
+    except errors.StoreUnusable as error:
+        raise exceptions.StorageWriteDenied(message=str(error)) from error
+    except SizeMismatch as error:
+        raise glance_store.Invalid(message=str(error)) from error
+    except errors.LocationInvalid as error:
+        raise exceptions.BadStoreUri(message=str(error)) from error
+
+
+class StoreLocation(store_location.StoreLocation):
+    """``geo://`` URIs, for glance_store."""
+
+    geo: GeoLocation
+
+    def process_specs(self) -> None:
+        self.scheme = self.specs.get('scheme', location.SCHEME)
+
+    def get_uri(self) -> str:
+        return self.geo.uri
+
+    def parse_uri(self, uri: str) -> None:
+        """Take a location apart.
+
+        :raises BadStoreUri: not of this store's form
+        """
+        try:
+            self.geo = location.parse(uri)
+        except errors.LocationInvalid as error:
+            raise exceptions.BadStoreUri(message=str(error)) from error
+        self.scheme = location.SCHEME
+
+
+class Store(driver.Store):
+    """Glance's view of the node's chunk store."""
+
+    _CAPABILITIES = (capabilities.BitMasks.READ_RANDOM
+                     | capabilities.BitMasks.WRITE_ACCESS
+                     | capabilities.BitMasks.DRIVER_REUSABLE)
+    OPTIONS = options.store_opts
+
+    EXAMPLE_URL = 'geo://<STORE>/<IMAGE>/<MANIFEST>/<NONCE>/<SIGNATURE>'
+
+    def __init__(self, conf: cfg.ConfigOpts, backend: str | None = None):
+        super().__init__(conf, backend=backend)
+        options.register(conf)
+        self._lock = threading.Lock()
+        self._opened: tuple[int, ChunkStore] | None = None
+
+    def get_schemes(self) -> tuple[str, ...]:
+        return (location.SCHEME,)
+
+    def configure_add(self) -> None:
+        """Check the options and open the chunk store.
+
+        :raises BadStoreConfiguration: and the store then refuses uploads
+        """
+        try:
+            if not self.backend_group:
+                raise errors.ConfigurationInvalid(
+                    'the geo store needs enabled_backends = geo:geo')
+            self._url_prefix = f'{location.SCHEME}://{self.backend_group}/'
+            self._keys = options.location_keys(self.conf)
+            self._chunks()
+        except errors.GeoError as error:
+            raise exceptions.BadStoreConfiguration(
+                store_name=self.backend_group or 'geo', reason=str(error),
+            ) from error
+
+    def _chunks(self) -> ChunkStore:
+        # uWSGI may fork after this was opened: descriptors with a position
+        # and SQLite connections must not be shared.
+        with self._lock:
+            if self._opened is None or self._opened[0] != os.getpid():
+                folder = getattr(self.conf,
+                                 self.backend_group).geo_store_datadir
+                if not folder:
+                    raise errors.ConfigurationInvalid(
+                        f'[{self.backend_group}] geo_store_datadir is not '
+                        f'set')
+                self._opened = (os.getpid(), ChunkStore(folder))
+            return self._opened[1]
+
+    def _source(self) -> ChunkSource:
+        # Imported late: the store must work, and import, without an agent.
+        from glance_geo import assembly
+        return assembly.chunk_source(self.conf) or NoSource()
+
+    def _verified(self, loc: Any) -> GeoLocation:
+        geo = loc.store_location.geo
+        if geo.store != self.backend_group:
+            raise errors.LocationInvalid(
+                f'location is of store {geo.store!r}')
+        location.verify(geo, self._keys)
+        return geo
+
+    @driver.back_compat_add
+    @capabilities.check
+    def add(self, image_id: str, image_file: Any, image_size: int,
+            hashing_algo: str, context: Any = None, verifier: Any = None,
+            ) -> tuple[str, int, str, str, dict[str, Any]]:
+        with _as_glance_expects(image_id):
+            nonce = uuid.uuid4().hex[:16]
+            # Signed with nothing yet: a bad image id fails before any byte.
+            key_id, key = options.signing_key(self._keys)
+            location.issue(self.backend_group, image_id, bytes(32), nonce,
+                           key_id, key)
+            stored = upload(self._chunks(), image_id, nonce, image_file,
+                            image_size, hashing_algo, verifier)
+            issued = location.issue(self.backend_group, image_id,
+                                    stored.manifest, nonce, key_id, key)
+        LOG.info('Image %s: stored %d bytes as manifest %s; %d bytes were '
+                 'new to this node', image_id, stored.size,
+                 stored.manifest.hex()[:16], stored.new_bytes)
+        metadata = {'store': self.backend_group}
+        return (issued.uri, stored.size, stored.checksum, stored.multihash,
+                metadata)
+
+    @capabilities.check
+    def get(self, location: Any, offset: int = 0,
+            chunk_size: int | None = None, context: Any = None,
+            ) -> tuple[Iterator[bytes], int]:
+        geo = location.store_location.geo
+        with _as_glance_expects(geo.image):
+            geo = self._verified(location)
+            reader = ImageReader(self._chunks(), geo.image, geo.manifest,
+                                 self._source())
+            stream, size = reader.read(offset or 0, chunk_size)
+        return stream, chunk_size or size
+
+    def get_size(self, location: Any, context: Any = None) -> int:
+        geo = location.store_location.geo
+        with _as_glance_expects(geo.image):
+            geo = self._verified(location)
+            return ImageReader(self._chunks(), geo.image, geo.manifest,
+                               self._source()).manifest().size
+
+    @capabilities.check
+    def delete(self, location: Any, context: Any = None) -> None:
+        """Queue the location for removal.
+
+        Metadata is the authority: the bits go once the image's record no
+        longer lists the location, whoever asked for the deletion.
+        """
+        geo = location.store_location.geo
+        with _as_glance_expects(geo.image):
+            geo = self._verified(location)
+            self._chunks().index.queue_check(geo.image, geo.manifest,
+                                             geo.nonce)
