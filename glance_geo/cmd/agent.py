@@ -4,6 +4,7 @@
 import signal
 import sys
 import threading
+import warnings
 
 from oslo_log import log
 
@@ -16,6 +17,7 @@ LOG = log.getLogger(__name__)
 
 def main() -> int:
     """Run the agent; SIGTERM and SIGINT end it cleanly."""
+    warnings.filterwarnings('ignore', message=r'\s*Eventlet is deprecated')
     try:
         conf = configuration.read(sys.argv[1:], 'glance-geo-agent')
         log.setup(conf, 'glance_geo')

@@ -4,6 +4,10 @@
 import os
 from collections.abc import Sequence
 
+# Glance's modules register options, command-line ones among them, when they
+# are imported: that must come before the arguments are parsed.
+import glance.common.config
+import glance.common.utils  # noqa: F401
 from oslo_config import cfg
 from oslo_log import log
 
@@ -23,13 +27,10 @@ def read(arguments: Sequence[str], program: str) -> cfg.ConfigOpts:
     :raises ConfigurationInvalid: a file is missing or malformed
     """
     conf = cfg.CONF
-    log.register_options(conf)
-    for option in (cfg.DictOpt('enabled_backends'),
-                   cfg.StrOpt('metadata_encryption_key', secret=True)):
-        try:
-            conf.register_opt(option)
-        except cfg.DuplicateOptError:
-            pass    # Glance registered it: this process loaded its modules
+    try:
+        log.register_options(conf)
+    except cfg.ArgsAlreadyParsedError:
+        pass    # a second read in one process
     options.register(conf)
     files = None
     folder = os.environ.get('OS_GLANCE_CONFIG_DIR')

@@ -15,6 +15,11 @@ from glance_geo.replication import identity, wire
 
 # Weight of the newest measurement in the smoothed round-trip time.
 _SMOOTHING = 0.3
+# A handshake costs round trips and kilobytes: keep connections between
+# exchanges. Less than the server waits (serving.IDLE_SECONDS).
+_KEEPALIVE_SECONDS = 60.0
+# What may follow the last frame: the end of the transfer coding.
+_TRAILER_MAXIMUM = 4096
 
 
 class PeerClient:
@@ -40,7 +45,8 @@ class PeerClient:
             base_url=f'https://{self.address}', verify=tls, trust_env=False,
             timeout=httpx.Timeout(timeout, pool=60.0),
             limits=httpx.Limits(max_connections=16,
-                                max_keepalive_connections=8))
+                                max_keepalive_connections=8,
+                                keepalive_expiry=_KEEPALIVE_SECONDS))
 
     def close(self) -> None:
         self._http.close()
@@ -79,6 +85,21 @@ class PeerClient:
                     f'site {self.site}: {answer.status_code} {text}')
             raise errors.PeerRefused(f'site {self.site}: {text}')
 
+    @contextmanager
+    def _frames(self, path: str, document: Any,
+                maximum: int) -> Iterator[wire.FrameReader]:
+        with self._request(path, document) as answer:
+            pieces = self._pieces(answer)
+            reader = wire.FrameReader(pieces, maximum)
+            yield reader
+            if reader.last is not None:
+                # Read to the end, or the connection can't be used again.
+                extra = 0
+                for piece in pieces:
+                    extra += len(piece)
+                    if extra > _TRAILER_MAXIMUM:
+                        raise errors.PeerMisbehaved('bytes after the end')
+
     def _pieces(self, answer: httpx.Response) -> Iterator[bytes]:
         for piece in answer.iter_raw():
             self.bytes_received += len(piece)
@@ -95,8 +116,9 @@ class PeerClient:
 
         The frames are encoded records; the last one is the node's vector.
         """
-        with self._request('/v1/records', {'vector': vector}) as answer:
-            yield wire.FrameReader(self._pieces(answer), wire.RECORD_MAXIMUM)
+        with self._frames('/v1/records', {'vector': vector},
+                          wire.RECORD_MAXIMUM) as frames:
+            yield frames
 
     @contextmanager
     def chunks(self, image: str, manifest: bytes, names: Sequence[bytes],
@@ -106,10 +128,10 @@ class PeerClient:
         There is one frame per name, in order; an empty one says that the
         node does not have it.
         """
-        with self._request('/v1/chunks', {
+        with self._frames('/v1/chunks', {
                 'image': image, 'manifest': manifest,
-                'names': list(names)}) as answer:
-            yield wire.FrameReader(self._pieces(answer), wire.BLOB_MAXIMUM)
+                'names': list(names)}, wire.BLOB_MAXIMUM) as frames:
+            yield frames
 
     def claim_home(self, image: str) -> bytes:
         """Ask an image's home to hand over; return the encoded record."""

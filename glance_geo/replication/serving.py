@@ -14,6 +14,7 @@ from cheroot.ssl.builtin import BuiltinSSLAdapter
 from glance_geo.core import errors
 from glance_geo.replication.server import PEER_ENVIRON
 
+IDLE_SECONDS = 75.0
 _PEER_THREADS = 16
 _LOCAL_THREADS = 32
 
@@ -59,7 +60,7 @@ def serve_peers(application: Any, address: tuple[str, int],
     :raises ConfigurationInvalid: the address can't be bound
     """
     server = wsgi.Server(address, application, numthreads=_PEER_THREADS,
-                         timeout=max(timeout, 10.0), server_name='glance-geo')
+                         timeout=max(timeout, IDLE_SECONDS), server_name='glance-geo')
     server.ssl_adapter = _MutualTLS(context, cert_file, key_file)
     try:
         return Serving(server, 'peers')

@@ -9,7 +9,7 @@ Calls that want the same chunk share one transfer.
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from glance_geo.core import errors
@@ -141,9 +141,13 @@ class Fetcher:
         got: dict[bytes, tuple[int, bytes, int]] = {}
         try:
             with peer.chunks(image, manifest, names) as frames:
-                for name, data in zip(names, self._checked(frames, names)):
+                for place, data in enumerate(frames):
+                    if place >= len(names):
+                        raise errors.PeerMisbehaved(
+                            f'site {peer.site} sent more than was asked for')
                     if not data:
                         continue
+                    name = names[place]
                     if name_of(data) != name:
                         raise errors.PeerMisbehaved(
                             f'site {peer.site} sent wrong bytes for chunk '
@@ -152,16 +156,6 @@ class Fetcher:
         finally:
             if got:
                 self._keep(got)
-
-    @staticmethod
-    def _checked(frames: Iterator[bytes], names: list[bytes],
-                 ) -> Iterator[bytes]:
-        count = 0
-        for frame in frames:
-            count += 1
-            if count > len(names):
-                raise errors.PeerMisbehaved('more chunks than asked for')
-            yield frame
 
     def _keep(self, got: dict[bytes, tuple[int, bytes, int]]) -> None:
         """Store verified chunks durably."""
@@ -174,6 +168,8 @@ class Fetcher:
                     session.put(name, *got[name])
                 session.flush()
             except BaseException:
+                # What earlier batches stored was promised to be here, and
+                # their references keep it: only this batch is given up.
                 self._session = None
                 session.abort()
                 raise

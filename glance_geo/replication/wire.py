@@ -37,8 +37,7 @@ def unpack(data: bytes, maximum: int = REQUEST_MAXIMUM) -> Any:
     if len(data) > maximum:
         raise errors.PeerMisbehaved(f'message of {len(data)} bytes')
     try:
-        return msgpack.unpackb(data, raw=False, strict_map_key=False,
-                               max_buffer_size=maximum)
+        return msgpack.unpackb(data, raw=False, strict_map_key=False)
     except Exception as error:  # whatever the bytes make it raise
         raise errors.PeerMisbehaved(f'message does not parse: {error}'
                                     ) from error

@@ -16,7 +16,6 @@ import uuid
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 from glance_geo.core import chunker, errors, manifest
 from glance_geo.core.manifest import Manifest, SegmentRef
@@ -85,8 +84,7 @@ class ChunkStore:
         self._reader = PackReader(self._packs)
         # Held until this process ends: whoever can take it knows that.
         self.owner = f'process-{uuid.uuid4().hex}'
-        self._owner_lock = open(self._sessions / self.owner, 'xb')
-        fcntl.flock(self._owner_lock, fcntl.LOCK_EX)
+        self._owner_lock = packs.locked_file(self._sessions / self.owner)
 
     def _check_format(self) -> None:
         marker = self.folder / 'format'
@@ -216,7 +214,7 @@ class ChunkStore:
     def dead_sessions(self) -> list[str]:
         """Return the sessions and owners whose process is gone."""
         return [path.name for path in self._sessions.iterdir()
-                if not self.alive(path.name)]
+                if path.suffix != '.new' and not self.alive(path.name)]
 
     def alive(self, session: str) -> bool:
         """Say whether the process that began a session still runs."""
@@ -245,12 +243,12 @@ class WriteSession:
     def __init__(self, store: ChunkStore):
         self._store = store
         self.id = uuid.uuid4().hex
-        self._lock: IO[bytes] = open(store._sessions / self.id, 'xb')
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self._lock = packs.locked_file(store._sessions / self.id)
         self._pack: PackWriter | None = None
         self._written: list[str] = []
         self._fresh: dict[bytes, Place] = {}
         self.stored_bytes = 0
+        self.flushed = False
         store.index.begin(self.id)
 
     def unknown(self, names: Sequence[bytes]) -> list[bytes]:
@@ -291,6 +289,7 @@ class WriteSession:
         with _disk_errors(str(self._store.folder)):
             self._pack.sync()
         self._store.index.add(self.id, self._fresh)
+        self.flushed = True
         self._fresh = {}
         if self._pack.size >= packs.PACK_MAXIMUM:
             self._pack.close()
@@ -306,7 +305,7 @@ class WriteSession:
         self._end()
 
     def abort(self) -> None:
-        """Give up: what this session alone stored is removed."""
+        """Give up what was not flushed; a collection removes the rest."""
         self._fresh = {}
         if self._pack is not None:
             self._pack.close()

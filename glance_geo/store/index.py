@@ -179,23 +179,19 @@ class ChunkIndex:
                                    '(?, ?, ?, ?)', (*ref, owner))
 
     def abandon(self, session: str, packs: Iterable[str]) -> list[str]:
-        """Drop a session, and what it alone stored; return empty packs."""
-        empty = []
+        """Drop a session's pins; return its packs that no row points into.
+
+        Rows that it entered stay: someone may refer to them by now. The next
+        collection knows.
+        """
         with self.transaction() as connection:
             connection.execute('DELETE FROM pins WHERE session = ?',
                                (session,))
             connection.execute('DELETE FROM sessions WHERE id = ?',
                                (session,))
-            for pack in packs:
-                connection.execute(
-                    'DELETE FROM chunks WHERE pack = ? AND NOT EXISTS '
-                    '(SELECT 1 FROM pins WHERE pins.name = chunks.name)',
-                    (pack,))
-                if connection.execute(
-                        'SELECT 1 FROM chunks WHERE pack = ? LIMIT 1',
-                        (pack,)).fetchone() is None:
-                    empty.append(pack)
-        return empty
+            return [pack for pack in packs if connection.execute(
+                'SELECT 1 FROM chunks WHERE pack = ? LIMIT 1',
+                (pack,)).fetchone() is None]
 
     # -- references -------------------------------------------------------
     def keep_copy(self, image: str, manifest: bytes) -> None:

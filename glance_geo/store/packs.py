@@ -15,6 +15,7 @@ import threading
 import uuid
 from collections import OrderedDict
 from pathlib import Path
+from typing import IO
 
 import zstandard
 
@@ -85,15 +86,27 @@ def unpack(name: bytes, codec: int, stored: bytes, raw: int) -> bytes:
     return data
 
 
+def locked_file(path: Path, buffering: int = -1) -> IO[bytes]:
+    """Create a file that is locked from the moment it has its name.
+
+    The lock goes when its process does: that is how others know.
+    """
+    temporary = path.with_name(f'{path.name}.new')
+    file = open(temporary, 'xb', buffering=buffering)
+    fcntl.flock(file, fcntl.LOCK_EX)
+    temporary.rename(path)
+    return file
+
+
 class PackWriter:
     """Appends chunks to a new pack file."""
 
     def __init__(self, folder: Path):
         self.name = uuid.uuid4().hex
         self._path = folder / f'{self.name}.pack'
-        self._file = open(self._path, 'xb', buffering=_BUFFER)
-        # Held while this writer lives: tells a collector to keep off.
-        fcntl.flock(self._file, fcntl.LOCK_SH)
+        # Locked while this writer lives, which tells a collector to keep
+        # off, and locked before a collector can see it.
+        self._file = locked_file(self._path, _BUFFER)
         self._file.write(MAGIC)
         self.size = len(MAGIC)
 

@@ -142,6 +142,9 @@ def upload(store: ChunkStore, image: str, nonce: str, source: Readable,
         session.commit((image, root, nonce))
     except BaseException:
         session.abort()
+        if session.flushed:
+            # A large part of a failed upload may be what filled the disk.
+            store.collect()
         raise
     return Uploaded(root, total, md5.hexdigest(), multihash.hexdigest(),
                     session.stored_bytes)

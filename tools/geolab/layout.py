@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A site's files: its configuration as an operator would write it."""
+
+import configparser
+import sys
+from pathlib import Path
+
+from geolab.processes import LabError
+
+_CONF = """\
+[DEFAULT]
+# These two lines, and the section they name, are all that makes a stock
+# Glance a geo-distributed one.
+config_source = glance_geo
+enabled_backends = geo:geo{more_backends}
+enabled_import_methods = [glance-direct,web-download,copy-image]
+worker_self_reference_url = {endpoint}
+use_stderr = true
+{extra}
+
+[glance_geo]
+driver = glance_geo
+site_name = {site}
+metadata_backend = {metadata}
+agent_socket = {folder}/run/agent.sock
+listen = {listen}
+peers = {peers}
+ca_file = {folder}/etc/keys/ca.crt
+cert_file = {folder}/etc/keys/site.crt
+key_file = {folder}/etc/keys/site.key
+location_keys_file = {folder}/etc/keys/location.keys
+sync_interval = 2
+peer_timeout = 5
+
+[glance_store]
+default_backend = geo
+
+[geo]
+geo_store_datadir = {folder}/chunks
+store_description = Chunk store of site {site}
+{more_stores}
+[os_glance_staging_store]
+filesystem_store_datadir = {folder}/staging
+
+[os_glance_tasks_store]
+filesystem_store_datadir = {folder}/tasks
+
+[paste_deploy]
+flavor = lab
+config_file = {folder}/etc/glance-api-paste.ini
+"""
+
+
+def shipped_paste():
+    """Return the path of the paste file that Glance ships."""
+    import glance
+    for root in (Path(sys.prefix), Path(glance.__file__).parents[4],
+                 Path('/')):
+        path = root / 'etc' / 'glance' / 'glance-api-paste.ini'
+        if path.exists():
+            return path
+    raise LabError('glance-api-paste.ini is not where Glance installs it')
+
+
+def _write_paste(path):
+    paste = configparser.ConfigParser(interpolation=None)
+    paste.optionxform = str
+    paste.read(shipped_paste())
+    paste['composite:glance-api-lab'] = dict(
+        paste['composite:glance-api'])
+    paste['composite:api']['lab'] = (
+        'cors http_proxy_to_wsgi versionnegotiation labtoken context rootapp')
+    paste['filter:labtoken'] = {
+        'paste.filter_factory': 'geolab.tokens:filter_factory'}
+    with open(path, 'w') as file:
+        paste.write(file)
+
+
+def write_site(folder, site, endpoint, listen, peers, metadata, file_store,
+               extra):
+    """Write a site's configuration.
+
+    :param peers: {site: (host, port)}
+    :param extra: more lines for ``[DEFAULT]``
+    """
+    for name in ('etc', 'run', 'log', 'staging', 'tasks'):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    (folder / 'run').chmod(0o750)
+    (folder / 'etc' / 'glance-api.conf').write_text(_CONF.format(
+        site=site, folder=folder, endpoint=endpoint, listen=listen,
+        metadata=metadata.format(folder=folder), extra='\n'.join(extra),
+        more_backends=',file:file' if file_store else '',
+        more_stores=(f'\n[file]\nfilesystem_store_datadir = {folder}/files\n'
+                     if file_store else ''),
+        peers=','.join(f'{name}@{host}:{port}'
+                       for name, (host, port) in peers.items())))
+    _write_paste(folder / 'etc' / 'glance-api-paste.ini')
