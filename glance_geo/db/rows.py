@@ -140,7 +140,7 @@ def properties(image_id: str, values: Mapping[str, Any], deleted: bool,
     """Return an image's properties, deleted ones marked."""
     found = []
     changed = from_us(values.get('updated_at'))
-    for field, data in values.items():
+    for field, data in sorted(values.items()):
         if field.startswith('prop:'):
             name = field[5:]
             gone = deleted or data['removed']

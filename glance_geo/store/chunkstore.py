@@ -164,21 +164,24 @@ class ChunkStore:
     def held(self, name: bytes) -> tuple[int, int, int]:
         """Return how much of a manifest is here.
 
+        The manifest's own parts count as chunks, so that an image of zeros
+        can be whole too.
+
         :returns: (chunks here, chunks in all, stored bytes here); chunks in
             all is 0 while the manifest itself is not whole
         """
-        here = total = stored = 0
+        names = {name}
         try:
             root = self.manifest(name)
             for ref in root.segments:
-                names = {e.name for e in self.segment(ref) if e.name}
-                places = self.index.places(names)
-                total += len(names)
-                here += len(places)
-                stored += sum(place.stored for place in places.values())
+                names.add(ref.name)
+                names.update(e.name for e in self.segment(ref) if e.name)
+            total = len(names)
         except (errors.ChunkMissing, errors.ManifestInvalid):
-            return here, 0, stored
-        return here, total, stored
+            total = 0
+        places = self.index.places(names)
+        return (len(places), total,
+                sum(place.stored for place in places.values()))
 
     # -- references -------------------------------------------------------
     def keep_copy(self, image: str, name: bytes) -> None:
