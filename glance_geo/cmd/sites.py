@@ -100,7 +100,7 @@ class Status(show.ShowOne):
         status['unreachable'] = ', '.join(
             f'{peer["site"]}: {peer["error"]}' for peer in status['peers']
             if peer['reachable'] is False) or None
-        return zip(*sorted(status.items()))
+        return zip(*sorted(status.items()), strict=True)
 
 
 class Sync(command.Command):
@@ -116,7 +116,7 @@ class StoreCollect(show.ShowOne):
     def take_action(self, parsed_args):
         conf = self.app.configuration()
         collected = assembly.local_agent(conf).call('/collect', {})
-        return zip(*sorted(collected.items()))
+        return zip(*sorted(collected.items()), strict=True)
 
 
 class StoreShow(show.ShowOne):
@@ -133,7 +133,8 @@ class StoreShow(show.ShowOne):
                 ('folder', str(store.folder)), ('images', len(images)),
                 ('chunks', chunks), ('unique_bytes', raw),
                 ('stored_bytes', stored), ('packs', len(packs)),
-                ('pack_bytes', sum(p.stat().st_size for p in packs))))
+                ('pack_bytes', sum(p.stat().st_size for p in packs))),
+                strict=True)
         finally:
             store.close()
 

@@ -32,7 +32,8 @@ site_opts = [
         help='Name of this node, unique within the site. Default: the '
              'site\'s name, which fits a site of one node.'),
     cfg.StrOpt(
-        'metadata_backend', default='sqlite:////var/lib/glance-geo/metadata.db',
+        'metadata_backend',
+        default='sqlite:////var/lib/glance-geo/metadata.db',
         help='Where metadata lives. The scheme picks the engine: '
              '``sqlite:////path`` (embedded, one node), ``memory://`` (tests). '
              '``sql`` leaves metadata to Glance\'s own SQL database.'),
@@ -91,7 +92,7 @@ store_opts = [
 ]
 
 
-def list_opts() -> list[tuple[str, list[cfg.Opt]]]:
+def list_opts() -> list[tuple[str, list[Any]]]:
     """Return the options for oslo-config-generator."""
     return [(GROUP, [driver_opt, *site_opts, *agent_opts]),
             ('geo', store_opts)]

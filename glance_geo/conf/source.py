@@ -17,7 +17,8 @@ LOG = logging.getLogger(__name__)
 
 
 class _NoValues(sources.ConfigurationSource):
-    def get(self, group_name: str, option_name: str, opt: cfg.Opt) -> Any:
+    def get(self, group_name: str | None, option_name: str,
+            opt: cfg.Opt) -> Any:
         return (sources._NoValue, None)
 
 

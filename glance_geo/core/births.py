@@ -62,5 +62,6 @@ def reconcile(local: Record | None, incoming: Record) -> list[Record]:
         return [local]
     if local.birth is None or incoming.birth is None:
         return [records.merge(local, incoming)]
-    first, second = sorted((local, incoming), key=lambda r: r.birth)
+    first, second = ((local, incoming) if local.birth < incoming.birth
+                     else (incoming, local))
     return [first, moved_aside(second)]

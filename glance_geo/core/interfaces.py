@@ -10,7 +10,14 @@ from __future__ import annotations
 import abc
 import dataclasses
 import enum
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from typing import Any, Protocol
 
 from glance_geo.core.manifest import Extent, Manifest, SegmentRef
@@ -116,15 +123,16 @@ class MetadataEngine(abc.ABC):
 class RecordLog(Protocol):
     """The records of a site, as replication sees them."""
 
-    incarnation: str
+    @property
+    def incarnation(self) -> str: ...
 
     def get(self, kind: str, id: str) -> Record | None: ...
 
     def list(self, kind: str) -> Iterator[Record]: ...
 
     def update(self, kind: str, id: str,
-               change: Callable[[Record | None], Mapping[str, Any] | None],
-               ) -> Record | None: ...
+               change: Callable[[Any], Mapping[str, Any] | None],
+               ) -> Any: ...
 
     def absorb(self, incoming: Record) -> bool: ...
 

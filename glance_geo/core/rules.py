@@ -68,9 +68,15 @@ def _preference(field: str, item: tuple[Dot, Sibling]) -> tuple:
     return (0, last)
 
 
+def _ranked(field: str, siblings: Siblings) -> list[tuple[Dot, Sibling]]:
+    """Return a field's concurrent values, the one to show first."""
+    return sorted(siblings.items(), reverse=True,
+                  key=lambda item: _preference(field, item))
+
+
 def resolve(field: str, siblings: Siblings) -> Any:
     """Return the value to show of a field's concurrent values (never none)."""
-    return max(siblings.items(), key=lambda i: _preference(field, i))[1].data
+    return _ranked(field, siblings)[0][1].data
 
 
 def shown(record: Record) -> dict[str, Any]:
@@ -92,9 +98,7 @@ def conflicts(record: Record) -> dict[str, list[dict[str, Any]]]:
             continue
         if len({repr(value.data) for value in siblings.values()}) < 2:
             continue
-        ranked = sorted(siblings.items(),
-                        key=lambda i, field=name: _preference(field, i),
-                        reverse=True)
+        ranked = _ranked(name, siblings)
         found[name] = [
             {'value': value.data, 'incarnation': dot[0], 'hlc': value.hlc,
              'shown': index == 0}

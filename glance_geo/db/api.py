@@ -17,7 +17,11 @@ from glance_geo.db.imagelists import ImageListCalls, TagCalls
 from glance_geo.db.images import ImageCalls
 from glance_geo.db.members import MemberCalls
 from glance_geo.db.metadefcontents import (
-    LabelCalls, ObjectCalls, PropertyCalls, ResourceTypeCalls)
+    LabelCalls,
+    ObjectCalls,
+    PropertyCalls,
+    ResourceTypeCalls,
+)
 from glance_geo.db.metadefs import NamespaceCalls
 from glance_geo.db.recordstore import RecordStore
 from glance_geo.db.tasks import TaskCalls

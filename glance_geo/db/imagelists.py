@@ -110,7 +110,7 @@ class TagCalls(Calls):
         return self._tags(image_id)
 
     def image_tag_set_all(self, context, image_id, tags):
-        def change(present: Record | None) -> dict[str, Any] | None:
+        def change(present: Any) -> dict[str, Any] | None:
             if present is None:
                 raise not_found(image_id)
             return rows.tag_changes(shown(present), tags,
@@ -120,7 +120,7 @@ class TagCalls(Calls):
     def image_tag_create(self, context, image_id, value):
         check_4byte(value)
 
-        def change(present: Record | None) -> dict[str, Any] | None:
+        def change(present: Any) -> dict[str, Any] | None:
             if present is None:
                 raise not_found(image_id)
             if f'tag:{value}' in present.fields:

@@ -187,7 +187,7 @@ class ImageCalls(Calls):
         if from_state == 'queued' and wanted.get('status') in _BINDING:
             self._claim_home(image_id)
 
-        def change(present: Record | None) -> dict[str, Any]:
+        def change(present: Any) -> dict[str, Any]:
             record = self._checked(context, image_id, present)
             current = shown(record)
             columns = rows.image_columns(image_id, current)
@@ -232,7 +232,7 @@ class ImageCalls(Calls):
                 f'again when the link is up.') from error
 
     def image_restore(self, context, image_id):
-        def change(present: Record | None) -> dict[str, Any]:
+        def change(present: Any) -> dict[str, Any]:
             record = self._checked(context, image_id, present)
             status = rows.image_columns(image_id, shown(record))['status']
             if status != 'pending_delete':
@@ -244,7 +244,7 @@ class ImageCalls(Calls):
         self._records.update('image', image_id, change)
 
     def image_destroy(self, context, image_id):
-        def change(present: Record | None) -> dict[str, Any]:
+        def change(present: Any) -> dict[str, Any]:
             record = self._checked(context, image_id, present)
             current = shown(record)
             self._check_mutable(context,
@@ -260,7 +260,7 @@ class ImageCalls(Calls):
     def image_set_property_atomic(self, image_id, name, value):
         self._claim_home(image_id)
 
-        def change(present: Record | None) -> dict[str, Any]:
+        def change(present: Any) -> dict[str, Any]:
             if present is None:
                 raise not_found(image_id)
             current = shown(present).get(f'prop:{name}')
@@ -270,7 +270,7 @@ class ImageCalls(Calls):
         self._records.update('image', image_id, change)
 
     def image_delete_property_atomic(self, image_id, name, value):
-        def change(present: Record | None) -> dict[str, Any]:
+        def change(present: Any) -> dict[str, Any]:
             current = (shown(present).get(f'prop:{name}')
                        if present is not None else None)
             if current != {'value': value, 'removed': False}:
@@ -282,7 +282,7 @@ class ImageCalls(Calls):
         image_id, name = values['image_id'], values['name']
         field = {'value': values.get('value'), 'removed': False}
 
-        def change(present: Record | None) -> dict[str, Any]:
+        def change(present: Any) -> dict[str, Any]:
             if present is None:
                 raise not_found(image_id)
             return {f'prop:{name}': field}
@@ -290,7 +290,7 @@ class ImageCalls(Calls):
         return self._property(record, name)
 
     def image_property_delete(self, context, prop_ref, image_ref):
-        def change(present: Record | None) -> dict[str, Any]:
+        def change(present: Any) -> dict[str, Any]:
             current = (shown(present).get(f'prop:{prop_ref}')
                        if present is not None else None)
             if current is None:
@@ -358,7 +358,7 @@ class ImageCalls(Calls):
     def image_location_add(self, context, image_id, location):
         check_4byte(dict(location))
 
-        def change(present: Record | None) -> dict[str, Any]:
+        def change(present: Any) -> dict[str, Any]:
             if present is None:
                 raise not_found(image_id)
             return self._added(image_id, location)
@@ -370,7 +370,7 @@ class ImageCalls(Calls):
             raise exception.Invalid(
                 'The location data has an invalid ID: None')
 
-        def change(present: Record | None) -> dict[str, Any] | None:
+        def change(present: Any) -> dict[str, Any] | None:
             if present is None:
                 raise exception.NotFound(
                     f'No location found with ID {location["id"]} from image '
@@ -385,7 +385,7 @@ class ImageCalls(Calls):
                 'The status of deleted image location can only be set to '
                 "'pending_delete' or 'deleted'")
 
-        def change(present: Record | None) -> dict[str, Any]:
+        def change(present: Any) -> dict[str, Any]:
             if present is None:
                 raise exception.NotFound(
                     f'No location found with ID {location_id} from image '

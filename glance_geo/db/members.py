@@ -48,7 +48,7 @@ class MemberCalls(Calls):
         check_4byte(dict(values))
         image_id, member = values['image_id'], values['member']
 
-        def change(present: Record | None) -> dict[str, Any]:
+        def change(present: Any) -> dict[str, Any]:
             if present is None:
                 raise exception.ImageNotFound(
                     f'No image found with ID {image_id}')
@@ -74,8 +74,9 @@ class MemberCalls(Calls):
         record, known = self._by_id(memb_id)
         member = known['member']
 
-        def change(present: Record | None) -> dict[str, Any] | None:
-            existing = present and self._membership(present, member)
+        def change(present: Any) -> dict[str, Any] | None:
+            existing = (None if present is None
+                        else self._membership(present, member))
             if existing is None:
                 raise exception.NotFound(f'No membership with ID {memb_id}')
             if existing['deleted']:
@@ -96,7 +97,7 @@ class MemberCalls(Calls):
         record, known = self._by_id(memb_id)
         field = f'member:{known["member"]}'
 
-        def change(present: Record | None) -> dict[str, Any]:
+        def change(present: Any) -> dict[str, Any]:
             return {field: {**shown(present)[field], 'removed': True}}
         self._records.update('image', record.id, change)
 

@@ -200,7 +200,7 @@ class ResourceTypeCalls(ContentCalls):
                 context, {'name': name, 'protected': False})
         now = now_us()
 
-        def change(present: Record | None) -> dict[str, Any]:
+        def change(present: Any) -> dict[str, Any]:
             current = shown(self._checked_namespace(context, namespace_name,
                                                     present))
             if f'type:{name}' in current:

@@ -29,7 +29,8 @@ def _sorted(found: list[Row], sort_key: str, sort_dir: str) -> None:
     if sort_key not in keys:
         keys.insert(0, sort_key)
     for key in reversed(keys):
-        found.sort(key=lambda row, key=key: (row.get(key) is not None,
+        found.sort(key=lambda row, key=key: (  # type: ignore[misc]
+                row.get(key) is not None,
                                              row.get(key)),
                    reverse=sort_dir == 'desc')
 
@@ -161,7 +162,7 @@ class NamespaceCalls(Calls):
         if name != record.id:
             return namespace_row(self._rename(record, name, fields))
 
-        def change(present: Record | None) -> dict[str, Any]:
+        def change(present: Any) -> dict[str, Any]:
             current = shown(self._checked_namespace(context, name, present))
             return {'updated_at': now_us(), **{
                 field: value for field, value in fields.items()
@@ -184,7 +185,7 @@ class NamespaceCalls(Calls):
         return renamed
 
     def _bury(self, name: str) -> None:
-        def change(present: Record | None) -> dict[str, Any]:
+        def change(present: Any) -> dict[str, Any]:
             current = shown(present)
             return {'deleted': True, 'updated_at': now_us(), **{
                 field: REMOVED for field in current
@@ -258,7 +259,7 @@ class ContentCalls(NamespaceCalls):
         for value in values:
             check_4byte(dict(value))
 
-        def change(present: Record | None) -> dict[str, Any]:
+        def change(present: Any) -> dict[str, Any]:
             current = shown(self._checked_namespace(context, namespace,
                                                     present))
             changes: dict[str, Any] = {}
@@ -283,7 +284,7 @@ class ContentCalls(NamespaceCalls):
         check_4byte(dict(values))
         name = ''
 
-        def change(present: Record | None) -> dict[str, Any]:
+        def change(present: Any) -> dict[str, Any]:
             nonlocal name
             record = self._checked_namespace(context, namespace, present)
             current = shown(record)
@@ -310,7 +311,7 @@ class ContentCalls(NamespaceCalls):
         """Remove the named contents (None: all); return what they were."""
         taken: list[Row] = []
 
-        def change(present: Record | None) -> dict[str, Any] | None:
+        def change(present: Any) -> dict[str, Any] | None:
             record = self._checked_namespace(context, namespace, present)
             wanted = None if names is None else set(names)
             taken[:] = [row for row in contents(record, content)

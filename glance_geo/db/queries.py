@@ -9,8 +9,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from glance.common import exception
-from glance.common import utils
+from glance.common import exception, utils
 from oslo_utils import timeutils
 
 from glance_geo.db import rows
@@ -32,6 +31,14 @@ def _has_property(name: str, value: Any) -> Predicate:
 
 def _equals(column: str, value: Any) -> Predicate:
     return lambda row: row[column] == value
+
+
+def _tagged(tag: str) -> Predicate:
+    return lambda row: tag in row['tags']
+
+
+def _changed_since(since: Any) -> Predicate:
+    return lambda row: row['updated_at'] > since
 
 
 def _range(key: str, text: Any) -> Predicate:
@@ -87,11 +94,9 @@ def compile_filters(filters: Mapping[str, Any], is_public: bool | None,
         if key == 'properties':
             checks.extend(_has_property(*item) for item in value.items())
         elif key == 'tags':
-            checks.extend(lambda row, tag=tag: tag in row['tags']
-                          for tag in value)
+            checks.extend(_tagged(tag) for tag in value)
         elif key == 'changes-since':
-            since = timeutils.normalize_time(value)
-            checks.append(lambda row, since=since: row['updated_at'] > since)
+            checks.append(_changed_since(timeutils.normalize_time(value)))
         elif key == 'deleted':
             checks.append(_equals('deleted', bool(value)))
             if not value:
@@ -188,13 +193,15 @@ class Order:
 
     def sort(self, found: list[Row]) -> None:
         """Sort rows in place; None comes before every value."""
-        for key, way in reversed(list(zip(self.keys, self.directions))):
-            found.sort(key=lambda row, key=key: (
+        for key, way in reversed(list(zip(self.keys, self.directions,
+                                      strict=True))):
+            found.sort(key=lambda row, key=key: (  # type: ignore[misc]
+
                 row[key] is not None, row[key]), reverse=way == 'desc')
 
     def past(self, row: Row, marker: Row) -> bool:
         """Say whether a row comes strictly after the marker."""
-        for key, way in zip(self.keys, self.directions):
+        for key, way in zip(self.keys, self.directions, strict=True):
             mine = (row[key] is not None, row[key])
             other = (marker[key] is not None, marker[key])
             if mine != other:

@@ -24,7 +24,8 @@ _VECTOR = 'local/vector'
 _ATTEMPTS = 100
 _BATCH = 200
 
-Change = Callable[[Record | None], Mapping[str, Any] | None]
+# Gets the record, or None; typed loosely since most callers know which.
+Change = Callable[[Any], Mapping[str, Any] | None]
 
 
 def _wall_ms() -> int:
@@ -115,17 +116,17 @@ class RecordStore:
                 start = last + b'\0'
 
     # -- writing ----------------------------------------------------------
-    def update(self, kind: str, id: str, change: Change) -> Record | None:
+    def update(self, kind: str, id: str, change: Change) -> Any:
         """Change a record in one atomic step.
 
         :param change: gets the record (None: there is none) and returns the
             field changes, or None to write nothing; may be called again when
             someone else wrote in between
-        :returns: the record as it is now
+        :returns: the record as it is now; None if there is none still
         """
         return self._write(kind, id, change, create=False)
 
-    def create(self, kind: str, id: str, change: Change) -> Record | None:
+    def create(self, kind: str, id: str, change: Change) -> Record:
         """Like ``update``, but the record starts anew.
 
         What was there under the same key (a tombstone) is replaced: the new
@@ -134,7 +135,7 @@ class RecordStore:
         return self._write(kind, id, change, create=True)
 
     def _write(self, kind: str, id: str, change: Change,
-               create: bool) -> Record | None:
+               create: bool) -> Any:
         key = f'{kind}/{id}'
         for attempt in range(_ATTEMPTS):
             found = self.engine.get_many([key, _IDENTITY])

@@ -46,7 +46,7 @@ def to_us(value: datetime.datetime | None) -> int | None:
     if value is None:
         return None
     if value.tzinfo is not None:
-        value = value.astimezone(datetime.timezone.utc).replace(tzinfo=None)
+        value = value.astimezone(datetime.UTC).replace(tzinfo=None)
     return (value - _EPOCH) // datetime.timedelta(microseconds=1)
 
 

@@ -81,7 +81,7 @@ class TaskCalls(Calls):
     def _expire(row: Row, now: int) -> Row:
         """Mark a task that has expired."""
         if (not row['deleted'] and row['expires_at'] is not None
-                and rows.to_us(row['expires_at']) <= now):
+                and (rows.to_us(row['expires_at']) or 0) <= now):
             row['deleted'] = True
             row['deleted_at'] = row['expires_at']
         return row
@@ -108,7 +108,7 @@ class TaskCalls(Calls):
                                           'deleted_at', 'deleted', 'id')})
         fields['deleted'] = False
 
-        def change(present: Record | None) -> dict[str, Any]:
+        def change(present: Any) -> dict[str, Any]:
             self._task(context, task_id, present)
             current = shown(present)
             changes = {name: value for name, value in fields.items()
@@ -118,7 +118,7 @@ class TaskCalls(Calls):
         return _row(self._records.update('task', task_id, change))
 
     def task_delete(self, context, task_id):
-        def change(present: Record | None) -> dict[str, Any]:
+        def change(present: Any) -> dict[str, Any]:
             self._task(context, task_id, present)
             now = now_us()
             return {'deleted': True, 'deleted_at': now, 'updated_at': now}

@@ -16,7 +16,10 @@ from glance_geo.replication.keeper import Keeper
 from glance_geo.replication.local import LocalServer, hint_path
 from glance_geo.replication.server import PeerServer
 from glance_geo.replication.serving import (
-    HintListener, serve_local, serve_peers)
+    HintListener,
+    serve_local,
+    serve_peers,
+)
 from glance_geo.replication.sync import PeerSync
 from glance_geo.replication.transfer import Fetcher
 

@@ -48,7 +48,7 @@ def _key_bytes(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 def _builder(subject: str, issuer: x509.Name, key: Any, years: int,
              ) -> x509.CertificateBuilder:
-    now = datetime.datetime.now(datetime.timezone.utc)
+    now = datetime.datetime.now(datetime.UTC)
     return (x509.CertificateBuilder()
             .subject_name(x509.Name([
                 x509.NameAttribute(NameOID.COMMON_NAME, subject)]))

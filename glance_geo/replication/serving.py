@@ -27,8 +27,8 @@ class _MutualTLS(BuiltinSSLAdapter):
         super().__init__(cert_file, key_file)
         self.context = context
 
-    def get_environ(self, sock: Any) -> dict[str, Any]:
-        environ = super().get_environ(sock)
+    def get_environ(self, sock: Any) -> Any:  # type: ignore[override]
+        environ: Any = super().get_environ(sock)
         environ[PEER_ENVIRON] = sock.getpeercert()
         return environ
 
@@ -60,7 +60,8 @@ def serve_peers(application: Any, address: tuple[str, int],
     :raises ConfigurationInvalid: the address can't be bound
     """
     server = wsgi.Server(address, application, numthreads=_PEER_THREADS,
-                         timeout=max(timeout, IDLE_SECONDS), server_name='glance-geo')
+                         timeout=int(max(timeout, IDLE_SECONDS)),
+                         server_name='glance-geo')
     server.ssl_adapter = _MutualTLS(context, cert_file, key_file)
     try:
         return Serving(server, 'peers')

@@ -60,9 +60,10 @@ class _Inflated:
     """Reads exact lengths from a compressed stream of byte pieces."""
 
     def __init__(self, pieces: Iterable[bytes]):
+        source: Any = _Pieces(pieces)
         self._reader = zstandard.ZstdDecompressor(
             max_window_size=8 * 1024 * 1024).stream_reader(
-                _Pieces(pieces), read_size=_READ)
+                source, read_size=_READ)
 
     def exactly(self, length: int) -> bytes:
         parts = []

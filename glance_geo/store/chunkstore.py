@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from glance_geo.core import chunker, errors, manifest
-from glance_geo.core.manifest import Manifest, SegmentRef
+from glance_geo.core.manifest import Extent, Manifest, SegmentRef
 from glance_geo.store import collect, packs
 from glance_geo.store.index import ChunkIndex
 from glance_geo.store.packs import PackReader, PackWriter, Place
@@ -157,7 +157,7 @@ class ChunkStore:
         """
         return manifest.parse_root(self.read(name))
 
-    def segment(self, ref: SegmentRef) -> list[manifest.Extent]:
+    def segment(self, ref: SegmentRef) -> list[Extent]:
         """Return a segment's extents; raises as ``manifest`` does."""
         return manifest.parse_segment(ref, self.read(ref.name))
 

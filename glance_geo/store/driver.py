@@ -23,7 +23,6 @@ from oslo_config import cfg
 
 from glance_geo.conf import options
 from glance_geo.core import errors, location
-from glance_geo.core.interfaces import ChunkSource
 from glance_geo.core.location import GeoLocation
 from glance_geo.store.chunkstore import ChunkStore
 from glance_geo.store.download import ImageReader, NoSource
@@ -129,7 +128,7 @@ class Store(driver.Store):
                 self._opened = (os.getpid(), ChunkStore(folder))
             return self._opened[1]
 
-    def _source(self) -> ChunkSource:
+    def _source(self) -> Any:
         # Imported late: the store must work, and import, without an agent.
         from glance_geo import assembly
         return assembly.chunk_source(self.conf) or NoSource()

@@ -84,14 +84,16 @@ class _Splitter:
         wanted = set(self._session.unknown(
             [extent.name for extent in extents if extent.name]))
         new: list[tuple[Extent, Future]] = []
-        for extent, piece in zip(extents, pieces):
+        for extent, piece in zip(extents, pieces, strict=True):
             if extent.name in wanted:
+                assert not isinstance(piece, Hole)
                 wanted.discard(extent.name)
                 new.append((extent, self._compressors.submit(
                     packs.compress, piece)))
         for extent, future in new:
+            codec, stored = future.result()
             assert extent.name is not None
-            self._session.put(extent.name, *future.result(), extent.length)
+            self._session.put(extent.name, codec, stored, extent.length)
         for extent in extents:
             for segment in self._builder.add(extent):
                 self._session.put_blob(segment)

@@ -80,10 +80,8 @@ def _run(arguments):
                   f'{its["endpoint"]} image list')
     elif name == 'down':
         lab.down()
-    elif name == 'status':
-        _show(lab.status())
-    elif name == 'bytes':
-        _show(lab.bytes())
+    elif name in ('status', 'bytes'):
+        _show(getattr(lab, name)())
     elif name == 'cut':
         lab.cut(arguments.a, arguments.b)
     elif name == 'isolate':
@@ -92,10 +90,8 @@ def _run(arguments):
         lab.heal(arguments.a, arguments.b)
     elif name == 'link':
         lab.link(arguments.a, arguments.b, arguments.shape)
-    elif name == 'kill':
-        lab.kill(arguments.a, arguments.role)
-    elif name == 'start':
-        lab.start(arguments.a, arguments.role)
+    elif name in ('kill', 'start'):
+        getattr(lab, name)(arguments.a, arguments.role)
     else:
         argv = [a for i, a in enumerate(arguments.argv)
                 if not (i == 0 and a == '--')]

@@ -24,7 +24,7 @@ def open_engine(url: str, **requirements: Any) -> MetadataEngine:
     :raises ConfigurationInvalid: unknown scheme, or the engine refuses
     """
     scheme = urlsplit(url).scheme
-    extensions = stevedore.ExtensionManager(NAMESPACE)
+    extensions: Any = stevedore.ExtensionManager(NAMESPACE)
     if scheme not in extensions.names():
         raise errors.ConfigurationInvalid(
             f'metadata_backend: unknown scheme {scheme!r}; use one of '

@@ -181,7 +181,8 @@ class SQLiteEngine(MetadataEngine):
     def scan(self, index: str, start: bytes | None = None,
              stop: bytes | None = None, reverse: bool = False,
              limit: int | None = None) -> list[tuple[bytes, str]]:
-        where, arguments = ['idx = ?'], [index]
+        where = ['idx = ?']
+        arguments: list[Any] = [index]
         if start is not None:
             where.append('term >= ?')
             arguments.append(start)
@@ -195,7 +196,8 @@ class SQLiteEngine(MetadataEngine):
 
     def indexes(self, prefix: str) -> list[str]:
         # A loose scan: one seek per index instead of one row per term.
-        names, last = [], prefix
+        names: list[str] = []
+        last = prefix
         comparison = '>='
         while True:
             rows = self._query(

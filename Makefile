@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+# make demo [IMAGE=path]   three sites on this machine, the main job
+# make test                every test; needs about 15 minutes on two cores
+# make venv                the environment that the demo uses, in .venv
+
+PYTHON ?= python3
+VENV := .venv
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test long venv images config clean
+
+$(STAMP): setup.cfg requirements.txt tools/requirements.txt
+	@$(PYTHON) -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "make: Python 3.11 or later with venv is needed: apt-get install python3 python3-venv"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install -q --upgrade pip
+	$(VENV)/bin/pip install -q -r tools/requirements.txt -e .
+	@touch $@
+
+venv: $(STAMP)
+
+demo: $(STAMP)
+	$(VENV)/bin/python tools/demo $(if $(IMAGE),--image '$(IMAGE)')
+
+test:
+	$(PYTHON) -m venv .venv-tox
+	.venv-tox/bin/pip install -q 'tox>=4'
+	.venv-tox/bin/tox
+
+long:
+	$(PYTHON) -m venv .venv-tox
+	.venv-tox/bin/pip install -q 'tox>=4'
+	.venv-tox/bin/tox -e long
+
+images: $(STAMP)
+	$(VENV)/bin/python tools/make-images --dir .cache/images
+
+config: $(STAMP)
+	$(VENV)/bin/oslo-config-generator --config-file etc/config-generator.conf
+
+clean:
+	rm -rf $(VENV) .venv-tox .tox .cache

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Glance's own functional v2 API tests, on our data API and our store.
+
+Every test class of ``glance.tests.functional.v2`` (in-process) is subclassed
+once: the embedded engine takes SQL's place, ``geo`` stores the place of
+``file`` stores. ``doc/source/glance-tests.rst`` explains each test that ends
+differently from the stock run; the list here is checked both ways, so that a
+difference can neither appear nor vanish unnoticed.
+"""
+
+import importlib
+import inspect
+import os
+import pkgutil
+from unittest import mock
+
+import glance.tests.functional.v2 as v2
+import glance_store
+import pytest
+from glance.tests import functional
+from oslo_config import cfg
+from oslo_db import options as db_options
+
+from glance_geo.conf import options
+from glance_geo.db import api
+
+CONF = cfg.CONF
+
+#: Test -> why it can't pass on geo stores or without SQL.
+DIFFERENCES: dict[str, str] = {}
+
+
+@pytest.fixture(autouse=True)
+def in_glance_work_folder(glance_work_folder, monkeypatch):
+    monkeypatch.chdir(glance_work_folder)
+
+
+class OnGeo:
+    """Overrides the two hooks of Glance's base class, and nothing else."""
+
+    def setup_database(self):
+        options.register(CONF)
+        keys = f'{self.test_dir}/location.keys'
+        with open(keys, 'w') as file:
+            file.write(f'k1 {"5a" * 32}\n')
+        for name, value in (('site_name', 'test'), ('agent_socket', ''),
+                            ('location_keys_file', keys)):
+            self.config(**{name: value}, group=options.GROUP)
+        data_api = api.load(f'sqlite:///{self.test_dir}/metadata.db')
+        self.addCleanup(data_api.close)
+        for target, ours in (('glance.db.get_api', lambda: data_api),
+                             ('glance.quota.keystone.db', data_api)):
+            patch = mock.patch(target, ours)
+            patch.start()
+            self.addCleanup(patch.stop)
+
+    def setup_stores(self):
+        # Glance registers the options of file stores; geo ones have their
+        # own, under the same store names.
+        super().setup_stores()
+        stores = {name: 'geo' for name in ('store1', 'store2', 'store3')}
+        self.config(enabled_backends=stores)
+        for name in stores:
+            CONF.register_opts(options.store_opts, group=name)
+            self.config(geo_store_datadir=f'{self._store_dir(name)}-chunks',
+                        group=name)
+        glance_store.create_multi_stores(CONF)
+
+
+def _classes():
+    for module in pkgutil.iter_modules(v2.__path__):
+        if not module.name.startswith('test_'):
+            continue
+        loaded = importlib.import_module(f'{v2.__name__}.{module.name}')
+        for name, its in inspect.getmembers(loaded, inspect.isclass):
+            if (issubclass(its, functional.SynchronousAPIBase)
+                    and its.__module__ == loaded.__name__):
+                yield module.name, name, its
+
+
+def _define():
+    stock = bool(os.environ.get('GLANCE_GEO_TEST_STOCK'))
+    if stock:
+        db_options.set_defaults(CONF)
+    for module, name, its in _classes():
+        made = f'{name}_{module.removeprefix("test_")}'
+        bases = (its,) if stock else (OnGeo, its)
+        globals()[made] = type(made, bases, {'__module__': __name__})
+
+
+_define()
