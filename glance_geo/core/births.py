@@ -20,9 +20,10 @@ def _rename_field(record: Record, field: str, value: object) -> None:
     The record's own dots are reused: moving aside is no write, so that all
     sites arrive at the same state without telling each other.
     """
+    assert record.birth is not None
     old = record.fields.get(field) or {
-        dot: Sibling(s.hlc, None)
-        for siblings in record.fields.values() for dot, s in siblings.items()}
+        (site, counter): Sibling(record.birth.hlc, None)
+        for site, counter in record.context.items()}
     dot, sibling = max(old.items(), key=lambda i: (i[1].hlc, i[0]))
     record.fields[field] = {dot: Sibling(sibling.hlc, value)}
 

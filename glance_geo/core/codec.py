@@ -18,8 +18,11 @@ _KNOWN = frozenset(('k', 'i', 'b', 'c', 'f', 'p'))
 
 
 def encode(record: Record) -> bytes:
-    """Return the record's stored form; a pending write stays pending."""
-    incarnations = list(record.context)
+    """Return the record's stored form; a pending write stays pending.
+
+    Equal records give equal bytes: sites compare digests of them.
+    """
+    incarnations = sorted(record.context)
     place = {name: index for index, name in enumerate(incarnations)}
     pending = next((name for name, counter in record.context.items()
                     if counter == PENDING), None)
@@ -30,8 +33,9 @@ def encode(record: Record) -> bytes:
            [record.birth.hlc, record.birth.site, record.birth.nonce]),
         c=[[name, record.context[name]] for name in incarnations],
         f={name: [[place[dot[0]], dot[1], value.hlc, value.data]
-                  for dot, value in siblings.items()]
-           for name, siblings in record.fields.items()})
+                  for dot, value in sorted(siblings.items(),
+                                           key=lambda item: item[0])]
+           for name, siblings in sorted(record.fields.items())})
     if pending is not None:
         document['p'] = pending
     return bytes([VERSION]) + msgpack.packb(document, use_bin_type=True)

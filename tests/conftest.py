@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+import os
+import random
+
+import hypothesis
+import pytest
+
+hypothesis.settings.register_profile(
+    'default', deadline=None, print_blob=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile(os.environ.get('HYPOTHESIS_PROFILE',
+                                                'default'))
+
+
+@pytest.fixture
+def rng(request):
+    """A random generator whose seed is shown when the test fails."""
+    seed = int(os.environ.get('GLANCE_GEO_TEST_SEED', random.getrandbits(32)))
+    print(f'GLANCE_GEO_TEST_SEED={seed}')
+    return random.Random(seed)

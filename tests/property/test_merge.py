@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""P4: merging is commutative, associative and idempotent, and sites that
+exchange records in any order, with losses and repeats, converge."""
+
+import itertools
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine, initialize, invariant, rule)
+
+from glance_geo.core import births, codec, records, rules
+from glance_geo.core.clock import HybridClock
+from glance_geo.core.records import REMOVED, Birth, Record
+from glance_geo.db.engines.memory import MemoryEngine
+from glance_geo.db.recordstore import RecordStore
+
+SITES = ('paris', 'rennes', 'nantes')
+FIELDS = ('name', 'visibility', 'tag:red', 'prop:os', 'deactivated',
+          'deletion', 'member:blue', 'updated_at')
+VALUES = {
+    'name': st.sampled_from(('a', 'b', 'c')),
+    'visibility': st.sampled_from(('public', 'private', 'shared')),
+    'tag:red': st.just([1, 0]),
+    'prop:os': st.fixed_dictionaries(
+        {'value': st.sampled_from('xyz'), 'removed': st.booleans()}),
+    'deactivated': st.booleans(),
+    'deletion': st.sampled_from((
+        {'status': 'deleted', 'deleted': True},
+        {'status': 'pending_delete', 'deleted': True},
+        {'status': None, 'deleted': False})),
+    'member:blue': st.fixed_dictionaries(
+        {'id': st.integers(1, 3), 'removed': st.booleans(),
+         'can_share': st.just(False), 'created_at': st.just(0)}),
+    'updated_at': st.integers(0, 9)}
+
+
+@st.composite
+def changes(draw):
+    names = draw(st.sets(st.sampled_from(FIELDS), min_size=1, max_size=3))
+    return {name: (REMOVED if draw(st.integers(0, 4)) == 0
+                   else draw(VALUES[name])) for name in sorted(names)}
+
+
+@st.composite
+def histories(draw):
+    """Return states of one record at three sites after writes and merges."""
+    birth = Birth(1, 'paris', 'n')
+    states = {site: Record('image', 'i', birth) for site in SITES}
+    counters = dict.fromkeys(SITES, 0)
+    hlc = itertools.count(1)
+    for _ in range(draw(st.integers(0, 10))):
+        site = draw(st.sampled_from(SITES))
+        if draw(st.booleans()):
+            counters[site] += 1
+            states[site] = records.write(
+                states[site], site, next(hlc), draw(changes()),
+                counters[site])
+        else:
+            other = draw(st.sampled_from(SITES))
+            states[site] = records.merge(states[site], states[other])
+    return list(states.values())
+
+
+def same(a, b):
+    assert codec.decode(codec.encode(a)) == codec.decode(codec.encode(b))
+    assert rules.shown(a) == rules.shown(b)
+
+
+@given(histories())
+def test_p4_merge_is_commutative(states):
+    a, b, _ = states
+    same(records.merge(a, b), records.merge(b, a))
+
+
+@given(histories())
+def test_p4_merge_is_associative(states):
+    a, b, c = states
+    same(records.merge(records.merge(a, b), c),
+         records.merge(a, records.merge(b, c)))
+
+
+@given(histories())
+def test_p4_merge_is_idempotent(states):
+    a, b, _ = states
+    once = records.merge(a, b)
+    same(records.merge(once, b), once)
+    same(records.merge(once, once), once)
+
+
+@given(histories())
+def test_p4_merge_keeps_every_value_that_no_write_saw(states):
+    a, b, _ = states
+    merged = records.merge(a, b)
+    for mine, other in ((a, b), (b, a)):
+        for field, siblings in mine.fields.items():
+            for dot, value in siblings.items():
+                if not records.covers(other.context, dot):
+                    assert merged.fields[field][dot] == value
+
+
+@given(histories())
+def test_codec_round_trip_keeps_unknown_entries(states):
+    record = states[0].copy()
+    record.extra['from_a_newer_release'] = {'x': [1, b'2']}
+    assert codec.decode(codec.encode(record)) == record
+
+
+@given(histories(), histories())
+def test_p4_two_creations_of_one_id_end_the_same_everywhere(one, two):
+    first, second = one[0], two[0]
+    second = second.copy()
+    second.birth = Birth(2, 'rennes', 'm')
+    second.context = {f'{k}2': v for k, v in second.context.items()}
+    second.fields = {
+        field: {(f'{dot[0]}2', dot[1]): value
+                for dot, value in siblings.items()}
+        for field, siblings in second.fields.items()}
+    if not first.context or not second.context:
+        return
+    here = births.reconcile(first, second)
+    there = births.reconcile(second, first)
+    assert [codec.encode(r) for r in here] == [
+        codec.encode(r) for r in there]
+    kept, moved = here
+    assert kept.birth == first.birth and kept.id == 'i'
+    assert moved.id != 'i' and rules.shown(moved)['visibility'] == 'private' \
+        if moved.fields else True
+
+
+class Convergence(RuleBasedStateMachine):
+    """Sites write and pull from each other in any order; then all heal."""
+
+    @initialize()
+    def start(self):
+        self.wall = 1_000_000
+        self.sites = {}
+        for number, site in enumerate(SITES):
+            # Clocks that disagree by seconds.
+            clock = HybridClock(lambda n=number: self.wall + n * 4000)
+            self.sites[site] = RecordStore(MemoryEngine(), site, clock=clock)
+        self.told = {}
+
+    def pull(self, to, source):
+        target, origin = self.sites[to], self.sites[source]
+        vector = origin.vector()
+        for record in list(origin.newer(target.vector())):
+            target.absorb(codec.decode(codec.encode(record)))
+        target.advance(vector)
+
+    @rule(site=st.sampled_from(SITES), id=st.sampled_from(('i', 'j')),
+          change=changes())
+    def write(self, site, id, change):
+        self.wall += 7
+        self.sites[site].update('image', id, lambda present: change)
+
+    @rule(to=st.sampled_from(SITES), source=st.sampled_from(SITES))
+    def exchange(self, to, source):
+        if to != source:
+            self.pull(to, source)
+
+    @rule(to=st.sampled_from(SITES), source=st.sampled_from(SITES))
+    def exchange_cut_off(self, to, source):
+        """A transfer that ends early: records came, the vector did not."""
+        if to == source:
+            return
+        target, origin = self.sites[to], self.sites[source]
+        for record in list(origin.newer(target.vector()))[:1]:
+            target.absorb(record)
+
+    @invariant()
+    def p4_all_agree_after_healing(self):
+        if not hasattr(self, 'sites'):
+            return
+        # On copies, so that the history itself goes on as it was.
+        states = {}
+        for site, store in self.sites.items():
+            states[site] = {record.key: record
+                            for record in store.list('image')}
+        merged = []
+        for order in itertools.permutations(SITES):
+            result = RecordStore(MemoryEngine(), 'judge')
+            for site in order:
+                for record in states[site].values():
+                    result.absorb(record)
+            merged.append(sorted(
+                (record.key, codec.encode(record))
+                for record in result.list('image')))
+        assert all(state == merged[0] for state in merged)
+
+    def teardown(self):
+        if not hasattr(self, 'sites'):
+            return
+        for _ in range(2):
+            for to, source in itertools.permutations(SITES, 2):
+                self.pull(to, source)
+        views = [{record.key: rules.shown(record)
+                  for record in store.list('image')}
+                 for store in self.sites.values()]
+        assert views[0] == views[1] == views[2]
+
+
+Convergence.TestCase.settings = settings(
+    max_examples=60, stateful_step_count=20, deadline=None)
+TestConvergence = Convergence.TestCase
+
+
+def test_p4_news_spread_between_sites_that_never_meet():
+    a, b, c = (RecordStore(MemoryEngine(), site) for site in SITES)
+    a.create('image', 'i', lambda present: {'name': 'x'})
+    for target, origin in ((b, a), (c, b)):
+        vector = origin.vector()
+        for record in list(origin.newer(target.vector())):
+            target.absorb(record)
+        target.advance(vector)
+    assert rules.shown(c.get('image', 'i'))['name'] == 'x'
+    assert c.vector()[a.incarnation] == a.vector()[a.incarnation]
+
+
+def test_p4_concurrent_values_are_kept_until_a_write_that_saw_them():
+    a, b = (RecordStore(MemoryEngine(), site) for site in SITES[:2])
+    a.create('image', 'i', lambda present: {'name': 'first'})
+    b.absorb(a.get('image', 'i'))
+    a.update('image', 'i', lambda present: {'name': 'by-a'})
+    b.update('image', 'i', lambda present: {'name': 'by-b'})
+    a.absorb(b.get('image', 'i'))
+    found = rules.conflicts(a.get('image', 'i'))['name']
+    assert {value['value'] for value in found} == {'by-a', 'by-b'}
+    a.update('image', 'i', lambda present: {'name': 'settled'})
+    b.absorb(a.get('image', 'i'))
+    assert not rules.conflicts(b.get('image', 'i'))
