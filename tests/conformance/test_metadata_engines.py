@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every metadata engine must do. Adding an engine adds a line here."""
+
+import threading
+
+import pytest
+
+from glance_geo.core import errors
+from glance_geo.core.interfaces import Term, Trait
+from glance_geo.db.engines import open_engine
+
+ENGINES = {'memory': 'memory://', 'sqlite': 'sqlite:///{folder}/m.db'}
+
+
+@pytest.fixture(params=sorted(ENGINES))
+def engine(request, tmp_path):
+    made = open_engine(ENGINES[request.param].format(folder=tmp_path))
+    yield made
+    made.close()
+
+
+def test_a_missing_key_is_none(engine):
+    assert engine.get('a') is None
+    assert engine.get_many(['a', 'b']) == {}
+
+
+def test_put_and_get(engine):
+    engine.put('a', b'1', None, ())
+    engine.put('b', b'\0\xff', None, ())
+    assert engine.get('a').values == (b'1',)
+    assert {k: e.values for k, e in engine.get_many(
+        ['a', 'b', 'c']).items()} == {'a': (b'1',), 'b': (b'\0\xff',)}
+
+
+def test_many_keys_at_once(engine):
+    keys = [f'k{n}' for n in range(1200)]
+    for key in keys:
+        engine.put(key, key.encode(), None, ())
+    found = engine.get_many(keys)
+    assert [found[key].values[0].decode() for key in keys] == keys
+
+
+def test_a_new_key_must_be_new(engine):
+    engine.put('a', b'1', None, ())
+    with pytest.raises(errors.StaleToken):
+        engine.put('a', b'2', None, ())
+
+
+def test_a_stale_token_changes_nothing(engine):
+    engine.put('a', b'1', None, [Term('i', b'1')])
+    token = engine.get('a').token
+    engine.put('a', b'2', token, [Term('i', b'2')])
+    with pytest.raises(errors.StaleToken):
+        engine.put('a', b'3', token, [Term('i', b'3')], numbered=True)
+    assert engine.get('a').values == (b'2',)
+    assert engine.scan('i') == [(b'2', 'a')]
+    assert engine.last_number() == 0
+
+
+def test_a_deleted_key_does_not_take_an_old_token(engine):
+    engine.put('a', b'1', None, ())
+    token = engine.get('a').token
+    engine.delete('a')
+    engine.put('a', b'2', None, ())
+    with pytest.raises(errors.StaleToken):
+        engine.put('a', b'3', token, ())
+
+
+def test_numbers_rise_and_reach_stamped_terms(engine):
+    first = engine.put('a', b'1', None, [Term('s', b'x', True)], True)
+    second = engine.put('b', b'1', None, [Term('s', b'', True)], True)
+    assert second > first > 0
+    assert engine.get('a').stamp == first
+    assert engine.last_number() == second
+    assert set(engine.scan('s')) == {(b'x%016x' % first, 'a'),
+                                     (b'%016x' % second, 'b')}
+
+
+def test_scan_orders_limits_and_reverses(engine):
+    for n in (3, 1, 2):
+        engine.put(f'k{n}', b'', None, [Term('i', b'%d' % n)])
+    assert engine.scan('i') == [(b'1', 'k1'), (b'2', 'k2'), (b'3', 'k3')]
+    assert engine.scan('i', b'2') == [(b'2', 'k2'), (b'3', 'k3')]
+    assert engine.scan('i', None, b'3') == [(b'1', 'k1'), (b'2', 'k2')]
+    assert engine.scan('i', reverse=True, limit=2) == [
+        (b'3', 'k3'), (b'2', 'k2')]
+    assert engine.scan('other') == []
+
+
+def test_a_put_replaces_the_terms_of_its_key(engine):
+    engine.put('a', b'', None, [Term('i', b'1'), Term('i', b'2')])
+    engine.put('a', b'', engine.get('a').token, [Term('i', b'2'),
+                                                 Term('j', b'3')])
+    assert engine.scan('i') == [(b'2', 'a')]
+    assert engine.indexes('') == ['i', 'j']
+    assert engine.indexes('j') == ['j']
+
+
+def test_delete_is_idempotent(engine):
+    engine.put('a', b'', None, [Term('i', b'1')])
+    engine.delete('a')
+    engine.delete('a')
+    assert engine.get('a') is None and engine.scan('i') == []
+
+
+def test_of_concurrent_writers_one_wins_each_round(engine):
+    if Trait.COMPARE_AND_SET not in engine.traits:
+        pytest.skip('no compare-and-set')
+    engine.put('n', b'0', None, ())
+
+    def add():
+        for _ in range(25):
+            while True:
+                entry = engine.get('n')
+                try:
+                    engine.put('n', b'%d' % (int(entry.values[0]) + 1),
+                               entry.token, (), True)
+                    break
+                except errors.StaleToken:
+                    continue
+    threads = [threading.Thread(target=add) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert engine.get('n').values == (b'100',)
+    assert engine.last_number() == 100
+
+
+def test_sqlite_refuses_a_second_node(tmp_path):
+    url = f'sqlite:///{tmp_path}/m.db'
+    open_engine(url, node='paris/one').close()
+    open_engine(url, node='paris/one').close()
+    with pytest.raises(errors.ConfigurationInvalid, match='paris/one'):
+        open_engine(url, node='paris/two')
+
+
+@pytest.mark.parametrize('url', ['nosuch://x', 'sqlite://host/x', 'plain'])
+def test_a_bad_url_is_one_clear_error(url):
+    with pytest.raises(errors.ConfigurationInvalid, match='metadata_backend'):
+        open_engine(url)
+
+
+def test_p1_sqlite_keeps_what_it_acknowledged(tmp_path):
+    url = f'sqlite:///{tmp_path}/m.db'
+    first = open_engine(url)
+    first.put('a', b'1', None, ())
+    second = open_engine(url)     # as after a crash: nothing was closed
+    assert second.get('a').values == (b'1',)
+    (mode,) = second._connection().execute('PRAGMA synchronous').fetchone()
+    assert mode == 2    # FULL
