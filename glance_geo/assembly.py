@@ -24,6 +24,7 @@ LOG = logging.getLogger(__name__)
 SQL = 'sql'
 
 _data_api: DataAPI | None = None
+_installed = False
 _local_agents: dict[str, LocalAgent] = {}
 
 
@@ -66,13 +67,15 @@ def install_data_api(conf: cfg.ConfigOpts) -> None:
 
     :raises ConfigurationInvalid: it can't be; Glance must not start then
     """
-    global _data_api
+    global _data_api, _installed
     options.register(conf)
     if conf[options.GROUP].metadata_backend == SQL:
         options.check_site(conf)
+        _installed = True
         return
     _refuse_encrypted_locations(conf)
     _data_api = open_data_api(conf)
+    _installed = True
 
     import glance.db
     glance.db.get_api = lambda: _data_api
@@ -162,12 +165,9 @@ def guard_against_sql() -> None:
     stock = glance.db.get_api
 
     def get_api() -> Any:
-        named = cfg.CONF.config_source
-        if options.GROUP in named and _data_api is None:
-            group = cfg.CONF[options.GROUP]
-            if getattr(group, 'driver', None) != options.DRIVER:
-                raise SystemExit(
-                    'glance_geo: [DEFAULT] config_source names glance_geo, '
-                    'but [glance_geo] driver is not glance_geo')
+        if options.GROUP in cfg.CONF.config_source and not _installed:
+            raise SystemExit(
+                'glance_geo: [DEFAULT] config_source names glance_geo, but '
+                '[glance_geo] driver is not glance_geo')
         return stock()
     glance.db.get_api = get_api

@@ -15,6 +15,7 @@ from glance.common import exception
 from glance.db import utils as db_utils
 
 from glance_geo.core import errors
+from glance_geo.core import location as geo_location
 from glance_geo.core.records import Record
 from glance_geo.core.rules import shown
 from glance_geo.db import rows, terms
@@ -306,10 +307,31 @@ class ImageCalls(Calls):
     # -- locations --------------------------------------------------------
     def _added(self, image_id: str, location: Mapping[str, Any],
                place: int = 0) -> dict[str, Any]:
+        self._check_owner(image_id, location['url'])
         reading = self._records.clock.next()
         field = rows.location_field(image_id, location['url'], reading)
         return {field: rows.new_location(
             location, [reading, place], self._records.site, now_us())}
+
+    @staticmethod
+    def _check_owner(image_id: str, url: str) -> None:
+        """Refuse a geo location that was issued for another image.
+
+        Where users may set locations, a copied one would give its bits to
+        whoever has seen it. Its signature is the store's to check.
+
+        :raises BadStoreUri: (400)
+        """
+        if not url.startswith(f'{geo_location.SCHEME}:'):
+            return
+        try:
+            owner = geo_location.parse(url).image
+        except errors.LocationInvalid as error:
+            raise exception.BadStoreUri(message=str(error)) from error
+        if owner != image_id:
+            raise exception.BadStoreUri(
+                message=f'the location belongs to another image than '
+                        f'{image_id}')
 
     def _updated(self, record: Record, location: Mapping[str, Any],
                  ) -> dict[str, Any]:

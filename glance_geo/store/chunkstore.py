@@ -31,8 +31,10 @@ _NETWORK = frozenset((
     'nfs', 'nfs4', 'cifs', 'smb3', 'smbfs', 'ceph', 'glusterfs', 'afs',
     'fuse.sshfs', 'fuse.glusterfs', 'fuse.ceph', 'fuse.s3fs', 'lustre',
     'beegfs', 'gpfs', 'ocfs2', 'gfs2'))
-# Room that uploads may not take: metadata and deletions need it.
-_RESERVE = 64 * 1024 * 1024
+# Room that writers may not take: the index and collections need it. A writer
+# looks again each time it has written so much.
+_RESERVE = 32 * 1024 * 1024
+_LOOK_AGAIN = 8 * 1024 * 1024
 _FLUSH_CHUNKS = 8192
 
 
@@ -206,13 +208,24 @@ class ChunkStore:
         return packs.compress(data)
 
     def session(self) -> WriteSession:
-        """Begin writing; ``commit`` or ``abort`` the session."""
+        """Begin writing; ``commit`` or ``abort`` the session.
+
+        :raises StoreFull: only the reserve is left
+        """
+        self.check_room()
+        with _disk_errors(str(self.folder)):
+            return WriteSession(self)
+
+    def check_room(self) -> None:
+        """Refuse early what the disk would refuse late.
+
+        :raises StoreFull: only the reserve is left
+        """
         free = os.statvfs(self.folder)
         if free.f_bavail * free.f_frsize < _RESERVE:
             raise errors.StoreFull(
-                f'{self.folder}: less than {_RESERVE >> 20} MiB free')
-        with _disk_errors(str(self.folder)):
-            return WriteSession(self)
+                f'{self.folder}: less than {_RESERVE >> 20} MiB free, which '
+                f'are kept for deletions')
 
     def dead_sessions(self) -> list[str]:
         """Return the sessions and owners whose process is gone."""
@@ -252,6 +265,7 @@ class WriteSession:
         self._fresh: dict[bytes, Place] = {}
         self.stored_bytes = 0
         self.flushed = False
+        self._look_at = _LOOK_AGAIN
         store.index.begin(self.id)
 
     def unknown(self, names: Sequence[bytes]) -> list[bytes]:
@@ -274,6 +288,9 @@ class WriteSession:
                 self._written.append(self._pack.name)
             self._fresh[name] = self._pack.append(name, codec, stored, raw)
         self.stored_bytes += len(stored)
+        if self.stored_bytes >= self._look_at:
+            self._look_at = self.stored_bytes + _LOOK_AGAIN
+            self._store.check_room()
         if (self._pack.size >= packs.PACK_MAXIMUM
                 or len(self._fresh) >= _FLUSH_CHUNKS):
             self.flush()

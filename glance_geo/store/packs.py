@@ -131,15 +131,11 @@ class PackWriter:
             os.close(folder)
 
     def close(self) -> None:
-        self._file.close()
-
-    def discard(self) -> None:
-        """Remove the file; only while no index row points into it."""
+        """Let go of the file; what was not synced may be lost."""
         try:
             self._file.close()
         except OSError:
-            pass    # a full disk can't flush what is being thrown away
-        self._path.unlink(missing_ok=True)
+            pass    # a full disk can't take what is being thrown away
 
 
 class PackReader:

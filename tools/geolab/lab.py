@@ -69,6 +69,7 @@ class Lab:
 
     @property
     def sites(self):
+        self.state      # says so if there is no lab
         return json.loads((self.folder / 'sites.json').read_text())
 
     def _site(self, name):

@@ -41,8 +41,7 @@ class SQLiteEngine(MetadataEngine):
     def __init__(self, path: str, node: str | None = None):
         self._path = path
         self._local = threading.local()
-        self._opened: list[sqlite3.Connection] = []
-        self._generation = 0
+        self._closed = False
         try:
             os.makedirs(os.path.dirname(path) or '.', mode=0o750,
                         exist_ok=True)
@@ -53,17 +52,16 @@ class SQLiteEngine(MetadataEngine):
 
     def _connect(self) -> sqlite3.Connection:
         # A connection must not cross a fork: uWSGI may fork after import.
-        mine = (os.getpid(), self._generation)
-        if getattr(self._local, 'owner', None) != mine:
+        if self._closed:
+            raise errors.EngineUnavailable(f'{self._path} was closed')
+        if getattr(self._local, 'owner', None) != os.getpid():
             connection = sqlite3.connect(
-                self._path, timeout=_BUSY_SECONDS, isolation_level=None,
-                check_same_thread=False)
+                self._path, timeout=_BUSY_SECONDS, isolation_level=None)
             connection.execute('PRAGMA journal_mode=WAL')
             connection.execute('PRAGMA synchronous=FULL')
             connection.execute('PRAGMA cache_size=-8192')
             self._local.connection = connection
-            self._local.owner = mine
-            self._opened.append(connection)
+            self._local.owner = os.getpid()
         return self._local.connection
 
     @contextmanager
@@ -218,10 +216,11 @@ class SQLiteEngine(MetadataEngine):
             connection.execute('DELETE FROM terms')
 
     def close(self) -> None:
-        self._generation += 1
-        for connection in self._opened:
+        # Other threads may be inside SQLite: theirs close as they end.
+        self._closed = True
+        connection = getattr(self._local, 'connection', None)
+        if connection is not None:
             connection.close()
-        self._opened.clear()
 
 
 def open_engine(url: str, **requirements: Any) -> SQLiteEngine:
