@@ -5,6 +5,7 @@ import http.client
 import itertools
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -24,15 +25,18 @@ _API_PORT = 9292
 
 
 def _free_ports():
-    """Yield ports that are free now, each once."""
-    given = set()
-    while True:
+    """Yield ports that are free now, each once.
+
+    Below the range from which the kernel takes ports for outgoing
+    connections: one of those could sit on a port while its process is down.
+    """
+    for port in random.sample(range(20000, 32000), 12000):
         with socket.socket() as probe:
-            probe.bind(('127.0.0.1', 0))
-            port = probe.getsockname()[1]
-        if port not in given:
-            given.add(port)
-            yield port
+            try:
+                probe.bind(('127.0.0.1', port))
+            except OSError:
+                continue
+        yield port
 
 
 def program(name):
@@ -51,6 +55,7 @@ class Lab:
     def __init__(self, folder):
         self.folder = Path(folder).absolute()
         self._state_file = self.folder / 'lab.json'
+        self._started = {}
 
     # -- state ------------------------------------------------------------
     @property
@@ -187,7 +192,7 @@ class Lab:
 
     def start_api(self, name, wait=True):
         bind = urlsplit(self.sites[name]['endpoint']).netloc
-        processes.start(
+        self._started[f'{name}/glance-api'] = processes.start(
             self.folder, f'{name}/glance-api',
             [program('gunicorn'), '-w', '2', '--threads', '8', '-b', bind,
              '--graceful-timeout', '3', '--log-level', 'warning',
@@ -198,7 +203,7 @@ class Lab:
             self._wait_api(name)
 
     def start_agent(self, name, wait=True):
-        processes.start(
+        self._started[f'{name}/agent'] = processes.start(
             self.folder, f'{name}/agent',
             [program('glance-geo-agent'), '--config-file',
              str(self.folder / name / 'etc' / 'glance-api.conf')],
@@ -224,7 +229,8 @@ class Lab:
         log = self.folder / name / 'log' / f'{role}.log'
 
         def condition():
-            if not self._alive(f'{name}/{role}'):
+            # Its environment can't be read yet in the first moments.
+            if self._started[f'{name}/{role}'].poll() is not None:
                 text = log.read_text(errors='replace').splitlines()
                 raise LabError(f'{role} of {name} ended: '
                                + (text[-1] if text else 'no output'))

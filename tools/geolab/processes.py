@@ -21,7 +21,7 @@ class LabError(Exception):
 
 
 def start(folder, role, command, log, env=None, netns=None):
-    """Start a process in its own session; return its pid.
+    """Start a process in its own session; return it.
 
     :param role: what it is, such as ``paris/agent``
     """
@@ -35,7 +35,7 @@ def start(folder, role, command, log, env=None, netns=None):
     with open(log, 'ab') as output:
         return subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-            env=environment, start_new_session=True, cwd=folder).pid
+            env=environment, start_new_session=True, cwd=folder)
 
 
 def running(folder):
