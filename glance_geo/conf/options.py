@@ -18,13 +18,13 @@ _NAME = re.compile(r'[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?')
 _PEER = re.compile(r'([a-z0-9-]+)@(\[[0-9a-fA-F:]+\]|[^:/\s]+):(\d+)')
 
 driver_opt = cfg.StrOpt(
-    'driver',
+    'driver', sample_default='glance_geo',
     help='Must be ``glance_geo``. It makes oslo.config load this package '
          'when Glance reads ``[DEFAULT] config_source = glance_geo``.')
 
 site_opts = [
     cfg.StrOpt(
-        'site_name',
+        'site_name', sample_default='paris',
         help='Name of the site that this node belongs to: lower-case '
              'letters, digits and hyphens, unique among all sites. Required.'),
     cfg.StrOpt(
@@ -55,6 +55,7 @@ agent_opts = [
              'mutual TLS.'),
     cfg.ListOpt(
         'peers', default=[],
+        sample_default='paris@10.0.1.1:9494,rennes@10.0.2.1:9494',
         help='The agents of the other sites, as ``site@host:port``, '
              'separated by commas. This node\'s own entry is ignored, so '
              'that all sites can share one list.'),
@@ -85,17 +86,49 @@ agent_opts = [
 
 store_opts = [
     cfg.StrOpt(
-        'geo_store_datadir',
+        'geo_store_datadir', sample_default='/var/lib/glance-geo/chunks',
         help='Folder of this node\'s chunk store, on a local file system. '
              'Glance and the agent must both be able to write to it. '
              'Required.'),
 ]
 
 
+# Glance's own options, for the sample alone: never registered.
+_glance_opts = [
+    cfg.ListOpt('config_source', sample_default='glance_geo',
+                help='Makes Glance load this package. Required.'),
+    cfg.DictOpt('enabled_backends', sample_default='geo:geo',
+                help='The stores of this site. The geo store has the same '
+                     'name at every site. Required.'),
+    cfg.ListOpt('enabled_import_methods', bounds=True,
+                sample_default='[glance-direct,web-download,copy-image]',
+                help='How images may be imported.'),
+    cfg.StrOpt('worker_self_reference_url',
+               sample_default='http://<this node>:9292',
+               help='Where this node\'s glance-api is reached.'),
+]
+_default_store_opts = [
+    cfg.StrOpt('default_backend', sample_default='geo',
+               help='The store that takes uploads. Required.')]
+
+
+def _folder_opts(name: str) -> list[Any]:
+    return [cfg.StrOpt('filesystem_store_datadir',
+                       sample_default=f'/var/lib/glance/{name}',
+                       help=f'Folder that Glance uses for {name}.')]
+
+
 def list_opts() -> list[tuple[str, list[Any]]]:
-    """Return the options for oslo-config-generator."""
-    return [(GROUP, [driver_opt, *site_opts, *agent_opts]),
-            ('geo', store_opts)]
+    """Return the options for oslo-config-generator.
+
+    With those of Glance's own that a site must set: the sample is a whole
+    site's, to be filled in.
+    """
+    return [('DEFAULT', _glance_opts), (GROUP, [
+        driver_opt, *site_opts, *agent_opts]),
+        ('glance_store', _default_store_opts), ('geo', store_opts),
+        ('os_glance_staging_store', _folder_opts('staging')),
+        ('os_glance_tasks_store', _folder_opts('tasks'))]
 
 
 def register(conf: cfg.ConfigOpts) -> None:

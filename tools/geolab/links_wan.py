@@ -66,6 +66,17 @@ def has_netem():
         run('ip', 'netns', 'del', name)
 
 
+def _until_prompt(connection):
+    """Return what wirefilter says before it asks for the next command."""
+    text = b''
+    while not text.rstrip().endswith(b'$'):
+        data = connection.recv(4096)
+        if not data:
+            raise LabError('link: wirefilter closed its management socket')
+        text += data
+    return text.decode()
+
+
 class WanLinks:
     """The links of a lab started with ``--wan``."""
 
@@ -149,7 +160,7 @@ class WanLinks:
             control = str(folder / f'{device}-{site}.ctl')
             processes.start(
                 self._folder, f'link {name}',
-                ['vde_switch', '-s', control, '-tap', device, '-nostdin'],
+                ['vde_switch', '-d', '-s', control, '-tap', device],
                 folder / f'{device}.log', netns=self.netns(site))
             processes.wait_for(
                 lambda c=control: os.path.exists(f'{c}/ctl'),
@@ -159,8 +170,10 @@ class WanLinks:
         management = str(folder / f'{device}.mgmt')
         processes.start(
             self._folder, f'link {name}',
-            ['dpipe', 'vde_plug', plugs[0], '=', 'wirefilter', '-M',
-             management, '=', 'vde_plug', plugs[1]],
+            # Below a shell: dpipe wants a process group of its own, which
+            # the leader of a session can't make.
+            ['sh', '-c', '"$@" & wait', 'sh', 'dpipe', 'vde_plug', plugs[0],
+             '=', 'wirefilter', '-M', management, '=', 'vde_plug', plugs[1]],
             folder / f'{device}.log')
         processes.wait_for(lambda: os.path.exists(management),
                            f'wirefilter of {name} does not start',
@@ -176,10 +189,10 @@ class WanLinks:
             with socket.socket(socket.AF_UNIX) as connection:
                 connection.settimeout(5)
                 connection.connect(path)
-                connection.recv(4096)
+                _until_prompt(connection)
                 for command in commands:
                     connection.sendall(command.encode() + b'\n')
-                    answer = connection.recv(4096).decode()
+                    answer = _until_prompt(connection)
                     if '1000' not in answer:
                         raise LabError(f'link: {command}: {answer.strip()}')
             return
