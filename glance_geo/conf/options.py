@@ -35,8 +35,8 @@ site_opts = [
         'metadata_backend',
         default='sqlite:////var/lib/glance-geo/metadata.db',
         help='Where metadata lives. The scheme picks the engine: '
-             '``sqlite:////path`` (embedded, one node), ``memory://`` (tests). '
-             '``sql`` leaves metadata to Glance\'s own SQL database.'),
+             '``sqlite:////path`` (embedded, one node) or ``memory://`` '
+             '(tests). ``sql`` leaves metadata to Glance\'s own SQL database.'),
     cfg.StrOpt(
         'agent_socket', default='/run/glance-geo/agent.sock',
         help='Unix socket on which this node\'s glance-geo-agent serves '

@@ -6,8 +6,12 @@
 call, with the same signatures.
 """
 
+import functools
 import logging
+from collections.abc import Callable
 from typing import Any
+
+import webob.exc
 
 from glance_geo.core import errors
 from glance_geo.core.interfaces import Neighbour
@@ -39,6 +43,24 @@ class Alone:
         raise errors.HomeUnreachable('no agent is configured at this site')
 
 
+_RETRY_AFTER_SECONDS = '5'
+
+
+def _answering(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Make an engine that does not answer a 503 for Glance's callers."""
+    @functools.wraps(call)
+    def answer(*arguments: Any, **options: Any) -> Any:
+        try:
+            return call(*arguments, **options)
+        except errors.EngineUnavailable as error:
+            LOG.error('%s: %s', call.__name__, error)
+            refusal = webob.exc.HTTPServiceUnavailable(
+                explanation=f'Image metadata is unavailable: {error}')
+            refusal.headers['Retry-After'] = _RETRY_AFTER_SECONDS
+            raise refusal from error
+    return answer
+
+
 _PARTS = (ImageCalls, ImageListCalls, TagCalls, MemberCalls, TaskCalls,
           NamespaceCalls, ObjectCalls, PropertyCalls, LabelCalls,
           ResourceTypeCalls, ImageCacheCalls)
@@ -58,7 +80,7 @@ class DataAPI:
             # part that defines it.
             for name in vars(part):
                 if not name.startswith('_'):
-                    setattr(self, name, getattr(calls, name))
+                    setattr(self, name, _answering(getattr(calls, name)))
 
     def configure(self) -> None:
         """Nothing to do: Glance calls it on the module that it expects."""

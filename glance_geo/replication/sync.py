@@ -29,17 +29,27 @@ def pull(log: RecordLog, peer: PeerClient) -> int:
     """
     mine = log.vector()
     changed = 0
+    refused: list[str] = []
     with peer.records(mine) as frames:
         for frame in frames:
             try:
                 record = codec.decode(frame)
             except (errors.RecordCorrupt, errors.RecordTooNew) as error:
-                # Not counted as seen: the vector stays where it is.
-                raise errors.PeerMisbehaved(
-                    f'site {peer.site} sent a record that this release '
-                    f'does not read: {error}') from error
-            changed += log.absorb(record)
+                refused.append(str(error))
+                continue
+            try:
+                changed += log.absorb(record)
+            except errors.EngineUnavailable:
+                raise
+            except Exception as error:  # whatever a malformed field trips
+                refused.append(f'{record.key}: {error!r}')
         theirs = wire.unpack(frames.last or b'')
+    if refused:
+        # Not counted as seen: the vector stays where it is, so that they
+        # come again. All others were taken in.
+        raise errors.PeerMisbehaved(
+            f'site {peer.site} sent {len(refused)} records that this '
+            f'release does not read; the first: {refused[0]}')
     if not isinstance(theirs, dict):
         raise errors.PeerMisbehaved('vector is no map')
     own = log.incarnation

@@ -17,8 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.functional.labs import (
-    TOOLS, Client, Lab, command, openstack, wait)
+from tests.functional.labs import TOOLS, Client, Lab, command, openstack, wait
 
 SITES = ('paris', 'rennes', 'nantes')
 

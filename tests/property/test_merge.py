@@ -7,7 +7,11 @@ import itertools
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
-    RuleBasedStateMachine, initialize, invariant, rule)
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+)
 
 from glance_geo.core import births, codec, records, rules
 from glance_geo.core.clock import HybridClock

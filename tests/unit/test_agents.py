@@ -330,3 +330,4 @@ def test_restored_data_takes_a_new_incarnation(sites):
     paris.records.engine.put('local/identity', before.encode(), None, ())
     wait(lambda: paris.records.incarnation != before)
     wait(lambda: paris.records.get('image', IMAGE))
+

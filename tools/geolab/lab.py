@@ -74,7 +74,8 @@ class Lab:
 
     @property
     def sites(self):
-        self.state      # says so if there is no lab
+        if not self._state_file.exists():
+            return self.state    # which says that there is no lab
         return json.loads((self.folder / 'sites.json').read_text())
 
     def _site(self, name):
