@@ -36,7 +36,7 @@ site_opts = [
         default='sqlite:////var/lib/glance-geo/metadata.db',
         help='Where metadata lives. The scheme picks the engine: '
              '``sqlite:////path`` (embedded, one node) or ``memory://`` '
-             '(tests). ``sql`` leaves metadata to Glance\'s own SQL database.'),
+             '(tests). ``sql`` leaves metadata to Glance\'s own database.'),
     cfg.StrOpt(
         'agent_socket', default='/run/glance-geo/agent.sock',
         help='Unix socket on which this node\'s glance-geo-agent serves '
