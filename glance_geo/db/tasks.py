@@ -137,7 +137,8 @@ class TaskCalls(Calls):
                 continue
             if self._visible(context, row):
                 found.append(row)
-        return found
+        # As SQL gives them: the oldest first.
+        return sorted(found, key=lambda row: (row['created_at'], row['id']))
 
     def task_get_all(self, context, filters=None, marker=None, limit=None,
                      sort_key='created_at', sort_dir='desc',

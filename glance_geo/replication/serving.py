@@ -15,8 +15,8 @@ from glance_geo.core import errors
 from glance_geo.replication.server import PEER_ENVIRON
 
 IDLE_SECONDS = 75.0
-_PEER_THREADS = 16
-_LOCAL_THREADS = 32
+_PEER_THREADS = 12
+_LOCAL_THREADS = 16
 
 
 class _MutualTLS(BuiltinSSLAdapter):

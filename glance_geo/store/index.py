@@ -71,7 +71,6 @@ class ChunkIndex:
                                        isolation_level=None)
                 made.execute('PRAGMA journal_mode=WAL')
                 made.execute('PRAGMA synchronous=FULL')
-                made.execute('PRAGMA cache_size=-16384')
             except sqlite3.Error as error:
                 raise errors.StoreUnusable(f'{self._path}: {error}') from error
             self._local.connection = made

@@ -59,7 +59,6 @@ class SQLiteEngine(MetadataEngine):
                 self._path, timeout=_BUSY_SECONDS, isolation_level=None)
             connection.execute('PRAGMA journal_mode=WAL')
             connection.execute('PRAGMA synchronous=FULL')
-            connection.execute('PRAGMA cache_size=-8192')
             self._local.connection = connection
             self._local.owner = os.getpid()
         return self._local.connection
