@@ -11,21 +11,10 @@ import uuid
 from glance_geo.core import records
 from glance_geo.core.records import Record, Sibling
 
+NO_SITE = 'moved.'
+"""Prefix of the incarnations of dots that no site wrote: never synced by."""
+
 _DERIVED = uuid.UUID('b4e0c7a1-63b8-5d0a-9a52-6c6a0f1d7e11')
-
-
-def _rename_field(record: Record, field: str, value: object) -> None:
-    """Show another value in a field, at the dots that it already has.
-
-    The record's own dots are reused: moving aside is no write, so that all
-    sites arrive at the same state without telling each other.
-    """
-    assert record.birth is not None
-    old = record.fields.get(field) or {
-        (site, counter): Sibling(record.birth.hlc, None)
-        for site, counter in record.context.items()}
-    dot, sibling = max(old.items(), key=lambda i: (i[1].hlc, i[0]))
-    record.fields[field] = {dot: Sibling(sibling.hlc, value)}
 
 
 def moved_aside(loser: Record) -> Record:
@@ -33,16 +22,24 @@ def moved_aside(loser: Record) -> Record:
 
     An image becomes a private image of its owner under an id derived from the
     old one and its birth; a namespace gets its site's name appended.
+
+    Moving states and merging them gives the same as merging and moving: what
+    is added here is the same for every state of the record. So "private" is
+    one more concurrent value of the visibility, which wins as the narrowest
+    and gives way to the next write, under a dot that belongs to no site.
     """
     assert loser.birth is not None
     moved = loser.copy()
-    if loser.kind == 'image':
-        moved.id = str(uuid.uuid5(
-            _DERIVED, f'{loser.id}/{loser.birth.site}/{loser.birth.nonce}'))
-        _rename_field(moved, 'visibility', 'private')
-    else:
-        moved.id = f'{loser.id}@{loser.birth.site}'[:80]
     moved.extra['moved_from'] = loser.id
+    if loser.kind != 'image':
+        moved.id = f'{loser.id}@{loser.birth.site}'[:80]
+        return moved
+    moved.id = str(uuid.uuid5(
+        _DERIVED, f'{loser.id}/{loser.birth.site}/{loser.birth.nonce}'))
+    dot = (f'{NO_SITE}{loser.birth.nonce}', 1)
+    moved.context[dot[0]] = dot[1]
+    moved.fields.setdefault('visibility', {})[dot] = Sibling(
+        loser.birth.hlc, 'private')
     return moved
 
 

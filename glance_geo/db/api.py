@@ -18,7 +18,9 @@ from glance_geo.core.interfaces import Neighbour
 from glance_geo.db.engines import open_engine
 from glance_geo.db.imagecache import ImageCacheCalls
 from glance_geo.db.imagelists import ImageListCalls, TagCalls
+from glance_geo.db.imagelocations import LocationCalls
 from glance_geo.db.images import ImageCalls
+from glance_geo.db.imageusage import UsageCalls
 from glance_geo.db.members import MemberCalls
 from glance_geo.db.metadefcontents import (
     LabelCalls,
@@ -61,8 +63,8 @@ def _answering(call: Callable[..., Any]) -> Callable[..., Any]:
     return answer
 
 
-_PARTS = (ImageCalls, ImageListCalls, TagCalls, MemberCalls, TaskCalls,
-          NamespaceCalls, ObjectCalls, PropertyCalls, LabelCalls,
+_PARTS = (ImageCalls, LocationCalls, ImageListCalls, UsageCalls, TagCalls,
+          MemberCalls, TaskCalls, NamespaceCalls, ObjectCalls, PropertyCalls, LabelCalls,
           ResourceTypeCalls, ImageCacheCalls)
 
 

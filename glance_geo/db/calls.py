@@ -3,7 +3,7 @@
 
 from typing import Any
 
-from glance.common import utils
+from glance.common import exception, utils
 from oslo_utils import timeutils
 
 from glance_geo.core.interfaces import Neighbour
@@ -13,6 +13,10 @@ from glance_geo.db.recordstore import RecordStore
 # MySQL's utf8 can't hold 4-byte characters, so Glance's API refuses them; the
 # same requests are refused here, or moving to SQL would lose images.
 check_4byte = utils.no_4byte_params(lambda *arguments: None)
+
+
+def not_found(image_id: str) -> exception.ImageNotFound:
+    return exception.ImageNotFound(f'No image found with ID {image_id}')
 
 
 def now_us() -> int:

@@ -10,8 +10,8 @@ from glance.db import utils as db_utils
 from glance_geo.core.records import REMOVED, Record
 from glance_geo.core.rules import shown
 from glance_geo.db import queries, rows, terms
-from glance_geo.db.calls import Calls, check_4byte
-from glance_geo.db.images import ImageCalls, not_found
+from glance_geo.db.calls import Calls, check_4byte, not_found
+from glance_geo.db.images import ImageCalls
 from glance_geo.db.rows import Row
 
 # A page of 25 should not read hundreds of records; a long list should not

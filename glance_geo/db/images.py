@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images, their properties and locations: the data API's largest part.
+"""Images and their properties: the data API's largest part.
 
 Semantics are those of ``glance.db.sqlalchemy.api``; docstrings say only what
 is not to be read there.
 """
 
-import itertools
 import logging
 import uuid
 from collections.abc import Mapping
@@ -15,11 +14,11 @@ from glance.common import exception
 from glance.db import utils as db_utils
 
 from glance_geo.core import errors
-from glance_geo.core import location as geo_location
 from glance_geo.core.records import Record
 from glance_geo.core.rules import shown
-from glance_geo.db import rows, terms
-from glance_geo.db.calls import Calls, check_4byte, now_us
+from glance_geo.db import rows
+from glance_geo.db.calls import check_4byte, not_found, now_us
+from glance_geo.db.imagelocations import LocationCalls
 from glance_geo.db.rows import Row
 
 LOG = logging.getLogger(__name__)
@@ -55,12 +54,8 @@ def _columns(values: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def not_found(image_id: str) -> exception.ImageNotFound:
-    return exception.ImageNotFound(f'No image found with ID {image_id}')
-
-
-class ImageCalls(Calls):
-    """``image_*`` but for lists, members and tags."""
+class ImageCalls(LocationCalls):
+    """``image_*`` but for lists, locations, members and tags."""
 
     # -- reading ----------------------------------------------------------
     def _image(self, image_id: str) -> Record:
@@ -303,157 +298,3 @@ class ImageCalls(Calls):
     def _property(self, record: Record, name: str) -> Row:
         return next(row for row in rows.properties(
             record.id, shown(record), False) if row['name'] == name)
-
-    # -- locations --------------------------------------------------------
-    def _added(self, image_id: str, location: Mapping[str, Any],
-               place: int = 0) -> dict[str, Any]:
-        self._check_owner(image_id, location['url'])
-        reading = self._records.clock.next()
-        field = rows.location_field(image_id, location['url'], reading)
-        return {field: rows.new_location(
-            location, [reading, place], self._records.site, now_us())}
-
-    @staticmethod
-    def _check_owner(image_id: str, url: str) -> None:
-        """Refuse a geo location that was issued for another image.
-
-        Where users may set locations, a copied one would give its bits to
-        whoever has seen it. Its signature is the store's to check.
-
-        :raises BadStoreUri: (400)
-        """
-        if not url.startswith(f'{geo_location.SCHEME}:'):
-            return
-        try:
-            owner = geo_location.parse(url).image
-        except errors.LocationInvalid as error:
-            raise exception.BadStoreUri(message=str(error)) from error
-        if owner != image_id:
-            raise exception.BadStoreUri(
-                message=f'the location belongs to another image than '
-                        f'{image_id}')
-
-    def _updated(self, record: Record, location: Mapping[str, Any],
-                 ) -> dict[str, Any]:
-        field = f'loc:{location["id"]}'
-        current = shown(record).get(field)
-        if current is None:
-            raise exception.NotFound(
-                f'No location found with ID {location["id"]} from image '
-                f'{record.id}')
-        new = {**rows.new_location(location, current['order'],
-                                   self._records.site, now_us()),
-               'site': current['site']}
-        if {**new, 'deleted_at': None} == {**current, 'deleted_at': None}:
-            return {}
-        return {field: new}
-
-    def _location_changes(self, record: Record, wanted: list) -> dict:
-        """Make these the image's locations at this site.
-
-        Locations that mean nothing here are not the caller's to remove: it
-        never saw them.
-        """
-        changes: dict[str, Any] = {}
-        keep = {location['id'] for location in wanted if location.get('id')}
-        for location in rows.locations(shown(record), self._records.site,
-                                       False, False):
-            if keep and location['id'] not in keep or not keep:
-                changes.update(self._gone(record, location['id'], 'deleted'))
-        for place, location in enumerate(wanted):
-            if location.get('id') is None:
-                changes.update(self._added(record.id, location, place))
-            else:
-                changes.update(self._updated(record, location))
-        return changes
-
-    def _gone(self, record: Record, location_id: int, status: str) -> dict:
-        current = shown(record).get(f'loc:{location_id}')
-        if current is None:
-            raise exception.NotFound(
-                f'No location found with ID {location_id} from image '
-                f'{record.id}')
-        return {f'loc:{location_id}': {
-            **current, 'status': status, 'removed': True,
-            'deleted_at': now_us()}}
-
-    def image_location_add(self, context, image_id, location):
-        check_4byte(dict(location))
-
-        def change(present: Any) -> dict[str, Any]:
-            if present is None:
-                raise not_found(image_id)
-            return self._added(image_id, location)
-        self._records.update('image', image_id, change)
-
-    def image_location_update(self, context, image_id, location):
-        check_4byte(dict(location))
-        if location.get('id') is None:
-            raise exception.Invalid(
-                'The location data has an invalid ID: None')
-
-        def change(present: Any) -> dict[str, Any] | None:
-            if present is None:
-                raise exception.NotFound(
-                    f'No location found with ID {location["id"]} from image '
-                    f'{image_id}')
-            return self._updated(present, location) or None
-        self._records.update('image', image_id, change)
-
-    def image_location_delete(self, context, image_id, location_id, status,
-                              delete_time=None):
-        if status not in ('deleted', 'pending_delete'):
-            raise exception.Invalid(
-                'The status of deleted image location can only be set to '
-                "'pending_delete' or 'deleted'")
-
-        def change(present: Any) -> dict[str, Any]:
-            if present is None:
-                raise exception.NotFound(
-                    f'No location found with ID {location_id} from image '
-                    f'{image_id}')
-            return self._gone(present, location_id, status)
-        self._records.update('image', image_id, change)
-
-    # -- usage ------------------------------------------------------------
-    def _owned(self, owner_id: str, gone: tuple[str, ...]) -> list[Row]:
-        prefix = terms.ordered(owner_id)
-        found = (rows.image_row(record, self._records.site, True)
-                 for record in self._records.walk(
-                     'image.owner', prefix, terms.after(prefix)))
-        return [row for row in found if row['status'] not in gone]
-
-    def user_get_storage_usage(self, context, owner_id, image_id=None):
-        if image_id is not None and len(image_id) > 36:
-            raise exception.ImageNotFound()
-        return sum(
-            row['size'] * len(row['locations'])
-            for row in self._owned(owner_id, ('killed', 'deleted',
-                                              'pending_delete'))
-            if row['id'] != image_id and (row['size'] or 0) > 0)
-
-    @staticmethod
-    def _copying(row: Row) -> bool:
-        return any(prop['name'] == 'os_glance_importing_to_stores'
-                   and prop['value'] for prop in row['properties']
-                   if not prop['deleted'])
-
-    def user_get_staging_usage(self, context, owner_id):
-        owned = self._owned(owner_id, ('killed', 'deleted',
-                                       'pending_delete'))
-        importing = [row for row in owned
-                     if row['status'] in ('uploading', 'importing')]
-        copying = [row for row in owned if row not in importing
-                   and self._copying(row)]
-        return sum(row['size'] for row in itertools.chain(importing, copying)
-                   if (row['size'] or 0) > 0)
-
-    def user_get_image_count(self, context, owner_id):
-        return len(self._owned(owner_id, ('killed', 'pending_delete',
-                                          'deleted')))
-
-    def user_get_uploading_count(self, context, owner_id):
-        owned = self._owned(owner_id, ('killed', 'deleted',
-                                       'pending_delete'))
-        return sum(row['status'] in ('saving', 'uploading', 'importing')
-                   or self._copying(row) for row in owned)

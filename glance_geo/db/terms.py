@@ -11,6 +11,7 @@ ties, so that one walk of an index yields a list in its final order.
 from collections.abc import Iterator
 from typing import Any
 
+from glance_geo.core.births import NO_SITE
 from glance_geo.core.interfaces import Term
 from glance_geo.core.records import PENDING, Record
 from glance_geo.core.rules import shown
@@ -49,6 +50,8 @@ def of(record: Record) -> Iterator[Term]:
     """Yield every term under which a record is indexed."""
     yield Term(kind_index(record.kind), record.id.encode())
     for incarnation, counter in record.context.items():
+        if incarnation.startswith(NO_SITE):
+            continue
         if counter == PENDING:
             yield Term(SEEN + incarnation, b'', stamped=True)
         else:

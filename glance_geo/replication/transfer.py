@@ -61,7 +61,11 @@ class Fetcher:
             self._allowed(image_id)
             self._store.keep_copy(image_id, manifest)
             mine, others = self._divide(missing)
-            self._fetch(image_id, manifest, mine)
+            # Another transfer may have brought some, and ended, before these
+            # were registered.
+            absent = self._store.missing(mine)
+            self._tell([name for name in mine if name not in absent], None)
+            self._fetch(image_id, manifest, absent)
             for future in others:
                 try:
                     future.result()

@@ -5,6 +5,10 @@ from pathlib import Path
 import glance
 import pytest
 
+from tests.functional.labs import Client, Lab
+
+SITES = ('paris', 'rennes', 'nantes')
+
 
 @pytest.fixture(scope='session')
 def glance_work_folder(tmp_path_factory):
@@ -18,3 +22,29 @@ def glance_work_folder(tmp_path_factory):
     for entry in (Path(sys.prefix) / 'etc' / 'glance').iterdir():
         (folder / 'etc' / entry.name).symlink_to(entry)
     return folder
+
+
+@pytest.fixture(scope='session')
+def lab(tmp_path_factory):
+    made = Lab(tmp_path_factory.mktemp('lab') / 'lab')
+    made.up(SITES, file_store=True, extra=[
+        'show_multiple_locations = true', 'enabled_import_methods = '
+        '[glance-direct,web-download,copy-image]'])
+    yield made
+    made.down()
+
+
+@pytest.fixture
+def healed(lab):
+    """All links and processes are up again after the test."""
+    yield
+    lab.heal()
+    for site in SITES:
+        for role in ('agent', 'glance-api'):
+            if not lab._alive(f'{site}/{role}'):
+                lab.start(site, role)
+
+
+@pytest.fixture
+def sites(lab, healed):
+    return [Client(lab, site) for site in SITES]
