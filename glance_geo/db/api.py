@@ -64,8 +64,8 @@ def _answering(call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _PARTS = (ImageCalls, LocationCalls, ImageListCalls, UsageCalls, TagCalls,
-          MemberCalls, TaskCalls, NamespaceCalls, ObjectCalls, PropertyCalls, LabelCalls,
-          ResourceTypeCalls, ImageCacheCalls)
+          MemberCalls, TaskCalls, NamespaceCalls, ObjectCalls, PropertyCalls,
+          LabelCalls, ResourceTypeCalls, ImageCacheCalls)
 
 
 class DataAPI:

@@ -96,6 +96,17 @@ class RecordStore:
         found = self.engine.get_many(keys)
         return [self._decode(found[key]) for key in keys if key in found]
 
+    def images_of(self, id: str) -> list[Record]:
+        """Return the images whose locations may name an image id.
+
+        The image itself, and those that moved aside from its id: their
+        locations were issued under it.
+        """
+        present = self.get('image', id)
+        prefix = terms.ordered(id)
+        moved = self.walk('image.moved_from', prefix, terms.after(prefix))
+        return [*([] if present is None else [present]), *moved]
+
     def list(self, kind: str) -> Iterator[Record]:
         """Yield all records of a kind, tombstones included."""
         yield from self.walk(terms.kind_index(kind))

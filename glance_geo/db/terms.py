@@ -70,6 +70,9 @@ def _image(record: Record) -> Iterator[Term]:
             yield Term(f'image.{key}', ordered(
                 values[key], values['created_at'], record.id))
         yield Term('image.owner', ordered(values['owner'], record.id))
+    if 'moved_from' in record.extra:
+        yield Term('image.moved_from',
+                   ordered(record.extra['moved_from'], record.id))
     for member in rows.memberships(record):
         yield Term('image.member', ordered(member['member'], record.id))
         yield Term('image.member_id', ordered(member['id']))

@@ -115,15 +115,15 @@ class Agent:
         return sorted({record.id for record in self._log.list('site')}
                       | set(self._peers) | {self.site})
 
-    def _bits(self, image: str) -> sources.ImageBits:
-        record = self._log.get('image', image)
-        if record is None:
+    def _bits(self, image: str, manifest: bytes) -> sources.ImageBits:
+        bits = sources.with_manifest(self._log.images_of(image), manifest)
+        if bits is None:
             raise errors.BitsUnavailable(
-                f'image {image} is not known at site {self.site}')
-        return sources.image_bits(record)
+                f'image {image} lists no such data at site {self.site}')
+        return bits
 
-    def _check_allowed(self, image: str) -> None:
-        decision = self._bits(image).decide(self.site)
+    def _check_allowed(self, image: str, manifest: bytes) -> None:
+        decision = self._bits(image, manifest).decide(self.site)
         if not decision.allowed:
             raise errors.BitsElsewhere(
                 f'image {image} can not be read at site {self.site}: '
@@ -136,15 +136,15 @@ class Agent:
         those with a part, then the others: what is known of holdings may be
         old.
         """
-        home = self._bits(image).home
+        bits = self._bits(image, manifest)
         rank: dict[str, float] = {}
         for site in self._peers:
             record = self._log.get('holding', sources.holding_id(
-                image, f'{site}/{site}'))
+                bits.image, f'{site}/{site}'))
             held = sources.holdings([record] if record else [])
             if held and held[0]['manifest'] == manifest.hex():
                 rank[site] = 0 if held[0]['here'] == held[0]['total'] else 2
-            elif site == home:
+            elif site == bits.home:
                 rank[site] = 1
             else:
                 rank[site] = 3
@@ -165,7 +165,8 @@ class Agent:
         :raises HomeUnreachable: it is cut off
         :raises PeerRefused: it has begun to fill the image itself
         """
-        home = self._bits(image_id).home
+        known = self._log.get('image', image_id)
+        home = shown(known).get('home') if known is not None else None
         if home == self.site:
             return
         peer = self._peers.get(home or '')

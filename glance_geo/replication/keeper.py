@@ -14,7 +14,13 @@ from glance_geo.core import errors
 from glance_geo.core.interfaces import LocalChunks, RecordLog
 from glance_geo.core.records import Context, Record
 from glance_geo.core.rules import shown
-from glance_geo.replication.sources import ImageBits, holding_id, image_bits
+from glance_geo.replication.sources import (
+    ImageBits,
+    holding_id,
+    image_bits,
+    listed_under,
+    with_manifest,
+)
 from glance_geo.replication.transfer import Fetcher
 
 LOG = logging.getLogger(__name__)
@@ -83,12 +89,20 @@ class Keeper:
 
     def _image(self, record: Record) -> None:
         bits = image_bits(record)
-        self._store.settle(record.id, bits.listed)
+        for name in bits.names:
+            self._store.settle(name, listed_under(
+                self._log.images_of(name)))
         for manifest in bits.manifests:
             self._report(bits, manifest)
             decision = bits.decide(self._site)
             if bits.ready and decision.wanted:
                 self._want(record.id, manifest)
+
+    def _holder(self, bits: ImageBits, manifest: bytes) -> str | None:
+        """Return the image id under which this node keeps a manifest."""
+        copies = self._store.copies()
+        return next((name for name in bits.names
+                     if (name, manifest) in copies), None)
 
     def _want(self, image: str, manifest: bytes) -> None:
         with self._queue_lock:
@@ -97,7 +111,7 @@ class Keeper:
 
     def _report(self, bits: ImageBits, manifest: bytes) -> None:
         """Write this node's holding of an image, if it changed."""
-        if (bits.image, manifest) not in self._store.copies():
+        if self._holder(bits, manifest) is None:
             return
         here, total, stored = self._store.held(manifest)
         self._write_holding(bits.image, {
@@ -115,18 +129,18 @@ class Keeper:
         """Report the images whose chunks came since the last time."""
         touched, self._touched = self._touched, set()
         for image, manifest in touched:
-            record = self._log.get('image', image)
-            if record is not None:
-                self._report(image_bits(record), manifest)
+            bits = with_manifest(self._log.images_of(image), manifest)
+            if bits is not None:
+                self._report(bits, manifest)
 
     def collect(self) -> Any:
         """Drop what metadata no longer lists; free the space."""
         for image in {image for image, _ in self._store.copies()}:
-            record = self._log.get('image', image)
-            bits = None if record is None else image_bits(record)
-            self._store.settle(image, bits.listed if bits else frozenset())
-            if bits is None or bits.deleted:
-                self._forget_holding(image)
+            found = self._log.images_of(image)
+            self._store.settle(image, listed_under(found))
+            for record in found:
+                if image_bits(record).deleted:
+                    self._forget_holding(record.id)
         return self._store.collect()
 
     def _forget_holding(self, image: str) -> None:
@@ -182,18 +196,20 @@ class Keeper:
     def _pull_one(self, image: str, manifest: bytes) -> bool:
         """Pull one image; False asks for another try later."""
         here, total, _ = self._store.held(manifest)
-        if total and here == total and (image, manifest) in \
-                self._store.copies():
-            return True
         record = self._log.get('image', image)
         bits = None if record is None else image_bits(record)
+        if (total and here == total and bits is not None
+                and self._holder(bits, manifest) is not None):
+            return True
         if (bits is None or not bits.ready or manifest not in bits.manifests
                 or not bits.decide(self._site).wanted):
             self.pulling.pop(image, None)
             return True
         self.pulling[image] = 'pulling'
         try:
-            self._fetcher.pull(image, manifest, self._stop.is_set)
+            # Under the id that the location names, as a reader would.
+            name = min(bits.names - {image}, default=image)
+            self._fetcher.pull(name, manifest, self._stop.is_set)
         except errors.GeoError as error:
             LOG.warning('Pull of image %s: %s; trying again', image, error)
             self.pulling[image] = str(error)

@@ -19,7 +19,7 @@ from glance_geo.core.interfaces import LocalChunks, RecordLog
 from glance_geo.core.records import Record
 from glance_geo.core.rules import shown
 from glance_geo.replication import identity, wire
-from glance_geo.replication.sources import image_bits
+from glance_geo.replication.sources import with_manifest
 from glance_geo.replication.transfer import Membership
 
 LOG = logging.getLogger(__name__)
@@ -124,9 +124,8 @@ class PeerServer:
         image = _text(document, 'image')
         (manifest,) = _names({'m': [document.get('manifest')]}, 'm')
         names = _names(document, 'names')
-        record = self._log.get('image', image)
-        bits = None if record is None else image_bits(record)
-        if bits is None or manifest not in bits.manifests:
+        bits = with_manifest(self._log.images_of(image), manifest)
+        if bits is None:
             raise errors.PeerRefused(
                 f'site {self._site} lists no such image data: {image}')
         decision = bits.decide(peer)

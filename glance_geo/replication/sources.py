@@ -18,6 +18,8 @@ class ImageBits:
     """An image as far as its bits are concerned.
 
     :ivar listed: (manifest, nonce) of each geo location
+    :ivar names: the image ids that the locations were issued for: another
+        one than the image's own if it moved aside
     :ivar ready: the image is active (or deactivated): its bits may be copied
     """
 
@@ -28,6 +30,7 @@ class ImageBits:
     ready: bool
     deleted: bool
     listed: frozenset[tuple[bytes, str]]
+    names: frozenset[str]
     properties: Mapping[str, str]
 
     @property
@@ -45,7 +48,7 @@ def image_bits(record: Record) -> ImageBits:
     deletion = values.get('deletion') or {}
     delayed = deletion.get('status') == 'pending_delete'
     deleted = bool(deletion.get('deleted')) and not delayed
-    listed = set()
+    listed, names = set(), {record.id}
     for field, data in values.items():
         if not field.startswith('loc:') or deleted:
             continue
@@ -56,13 +59,30 @@ def image_bits(record: Record) -> ImageBits:
         except errors.LocationInvalid:
             continue    # of another store
         listed.add((parsed.manifest, parsed.nonce))
+        names.add(parsed.image)
     data = values.get('data') or {}
     return ImageBits(
         record.id, values.get('name'), values.get('home'), data.get('size'),
         data.get('status') == 'active' and not deletion.get('deleted'),
-        deleted, frozenset(listed),
+        deleted, frozenset(listed), frozenset(names),
         {field[5:]: prop['value'] for field, prop in values.items()
          if field.startswith('prop:') and not prop['removed']})
+
+
+def listed_under(records: Iterable[Record]) -> frozenset[tuple[bytes, str]]:
+    """Return (manifest, nonce) of all locations of some images."""
+    return frozenset(location for record in records
+                     for location in image_bits(record).listed)
+
+
+def with_manifest(records: Iterable[Record],
+                  manifest: bytes) -> ImageBits | None:
+    """Return the image, among some, that lists a manifest."""
+    for record in records:
+        bits = image_bits(record)
+        if manifest in bits.manifests:
+            return bits
+    return None
 
 
 def holding_id(image: str, node: str) -> str:

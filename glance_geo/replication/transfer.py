@@ -35,7 +35,8 @@ class Fetcher:
     :param order: returns the peers to ask for an image, best first
     """
 
-    def __init__(self, store: LocalChunks, allowed: Callable[[str], None],
+    def __init__(self, store: LocalChunks,
+                 allowed: Callable[[str, bytes], None],
                  order: Order):
         self._store = store
         self._allowed = allowed
@@ -58,7 +59,7 @@ class Fetcher:
             missing = self._store.missing(names)
             if not missing:
                 return
-            self._allowed(image_id)
+            self._allowed(image_id, manifest)
             self._store.keep_copy(image_id, manifest)
             mine, others = self._divide(missing)
             # Another transfer may have brought some, and ended, before these
