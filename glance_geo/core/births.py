@@ -11,10 +11,25 @@ import uuid
 from glance_geo.core import records
 from glance_geo.core.records import Record, Sibling
 
+CLAIMED = ('image', 'namespace')
+"""The kinds whose keys users choose: two sites may claim one."""
+
+REPLACES = 'replaces'
+"""Entry of a record that was created where a deleted one was: the births of
+those before it, which it replaces for good."""
+
 NO_SITE = 'moved.'
 """Prefix of the incarnations of dots that no site wrote: never synced by."""
 
 _DERIVED = uuid.UUID('b4e0c7a1-63b8-5d0a-9a52-6c6a0f1d7e11')
+
+
+def replacing(present: Record | None) -> dict[str, list[str]]:
+    """Return the entries of a record created where another was."""
+    if present is None or present.birth is None:
+        return {}
+    return {REPLACES: sorted({*present.extra.get(REPLACES, ()),
+                              present.birth.nonce})}
 
 
 def moved_aside(loser: Record) -> Record:
@@ -54,12 +69,14 @@ def reconcile(local: Record | None, incoming: Record) -> list[Record]:
         return [incoming]
     if local.birth == incoming.birth:
         return [records.merge(local, incoming)]
-    if records.dominates(incoming.context, local.context):
-        return [incoming]   # deleted and created again, seen in order
-    if records.dominates(local.context, incoming.context):
-        return [local]
     if local.birth is None or incoming.birth is None:
         return [records.merge(local, incoming)]
+    # Contexts can't tell which came first: a site that wrote the one after
+    # it saw the other moved aside has "seen" writes of both.
+    if local.birth.nonce in incoming.extra.get(REPLACES, ()):
+        return [incoming]
+    if incoming.birth.nonce in local.extra.get(REPLACES, ()):
+        return [local]
     first, second = ((local, incoming) if local.birth < incoming.birth
                      else (incoming, local))
     return [first, moved_aside(second)]

@@ -93,11 +93,6 @@ def covers(context: Mapping[str, int], dot: Dot) -> bool:
     return dot[1] <= context.get(dot[0], -1)
 
 
-def dominates(a: Mapping[str, int], b: Mapping[str, int]) -> bool:
-    """Say whether context ``a`` has seen everything that ``b`` has."""
-    return all(a.get(site, -1) >= counter for site, counter in b.items())
-
-
 def join(a: Mapping[str, int], b: Mapping[str, int]) -> Context:
     """Return the least context that has seen what either has seen."""
     return {site: max(a.get(site, 0), b.get(site, 0))

@@ -160,9 +160,11 @@ class RecordStore:
             hlc = self.clock.next()
             base = present
             if base is None or create:
-                base = Record(kind, id,
-                              Birth(hlc, self.site, uuid.uuid4().hex[:12]),
-                              dict(present.context) if present else {})
+                base = Record(
+                    kind, id, None if kind not in births.CLAIMED else
+                    Birth(hlc, self.site, uuid.uuid4().hex[:12]),
+                    dict(present.context) if present else {},
+                    extra=births.replacing(present))
             after = records.write(base, self.incarnation, hlc, changes)
             try:
                 number = self.engine.put(
