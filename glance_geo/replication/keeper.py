@@ -90,13 +90,21 @@ class Keeper:
     def _image(self, record: Record) -> None:
         bits = image_bits(record)
         for name in bits.names:
-            self._store.settle(name, listed_under(
-                self._log.images_of(name)))
+            self._settle(name)
         for manifest in bits.manifests:
             self._report(bits, manifest)
             decision = bits.decide(self._site)
             if bits.ready and decision.wanted:
                 self._want(record.id, manifest)
+
+    def _settle(self, name: str) -> list[ImageBits]:
+        """Drop what metadata has given up of the images under an id."""
+        found = [image_bits(r) for r in self._log.images_of(name)]
+        # An id that metadata has never heard of: the metadata is older than
+        # the store. Its bits are kept; the record may come by a sync.
+        deleted = bool(found) and all(bits.deleted for bits in found)
+        self._store.settle(name, listed_under(found), deleted)
+        return found
 
     def _holder(self, bits: ImageBits, manifest: bytes) -> str | None:
         """Return the image id under which this node keeps a manifest."""
@@ -136,11 +144,9 @@ class Keeper:
     def collect(self) -> Any:
         """Drop what metadata no longer lists; free the space."""
         for image in {image for image, _ in self._store.copies()}:
-            found = self._log.images_of(image)
-            self._store.settle(image, listed_under(found))
-            for record in found:
-                if image_bits(record).deleted:
-                    self._forget_holding(record.id)
+            for bits in self._settle(image):
+                if bits.deleted:
+                    self._forget_holding(bits.image)
         return self._store.collect()
 
     def _forget_holding(self, image: str) -> None:

@@ -69,10 +69,9 @@ def image_bits(record: Record) -> ImageBits:
          if field.startswith('prop:') and not prop['removed']})
 
 
-def listed_under(records: Iterable[Record]) -> frozenset[tuple[bytes, str]]:
+def listed_under(images: Iterable[ImageBits]) -> frozenset[tuple[bytes, str]]:
     """Return (manifest, nonce) of all locations of some images."""
-    return frozenset(location for record in records
-                     for location in image_bits(record).listed)
+    return frozenset(pair for bits in images for pair in bits.listed)
 
 
 def with_manifest(records: Iterable[Record],

@@ -84,9 +84,6 @@ class ChunkStore:
                 f'store needs a local file system')
         self.index = ChunkIndex(self.folder / 'index.db')
         self._reader = PackReader(self._packs)
-        # Held until this process ends: whoever can take it knows that.
-        self.owner = f'process-{uuid.uuid4().hex}'
-        self._owner_lock = packs.locked_file(self._sessions / self.owner)
 
     def _check_format(self) -> None:
         marker = self.folder / 'format'
@@ -105,8 +102,6 @@ class ChunkStore:
 
     def close(self) -> None:
         self._reader.close()
-        self.remove_session_file(self.owner)
-        self._owner_lock.close()
 
     # -- reading ----------------------------------------------------------
     def missing(self, names: Iterable[bytes]) -> list[bytes]:
@@ -192,11 +187,11 @@ class ChunkStore:
 
     def copies(self) -> set[tuple[str, bytes]]:
         """Return (image, manifest) of everything that is kept."""
-        return {(image, name) for image, name, _, _ in self.index.refs()}
+        return {(image, name) for image, name, _ in self.index.refs()}
 
-    def settle(self, image: str,
-               listed: Collection[tuple[bytes, str]]) -> int:
-        return collect.settle(self, image, listed)
+    def settle(self, image: str, listed: Collection[tuple[bytes, str]],
+               deleted: bool) -> int:
+        return collect.settle(self, image, listed, deleted)
 
     def collect(self) -> collect.Collected:
         return collect.collect(self)
@@ -228,7 +223,7 @@ class ChunkStore:
                 f'are kept for deletions')
 
     def dead_sessions(self) -> list[str]:
-        """Return the sessions and owners whose process is gone."""
+        """Return the sessions whose process is gone."""
         return [path.name for path in self._sessions.iterdir()
                 if path.suffix != '.new' and not self.alive(path.name)]
 
@@ -321,7 +316,7 @@ class WriteSession:
         :param ref: (image, manifest, nonce) that keeps it from collection
         """
         self.flush()
-        self._store.index.finish(self.id, ref, self._store.owner)
+        self._store.index.finish(self.id, ref)
         self._end()
 
     def abort(self) -> None:

@@ -46,20 +46,28 @@ def _alone(store: ChunkStore) -> Iterator[bool]:
 
 
 def settle(store: ChunkStore, image: str,
-           listed: Collection[tuple[bytes, str]]) -> int:
-    """Drop an image's references that metadata no longer lists.
+           listed: Collection[tuple[bytes, str]], deleted: bool) -> int:
+    """Drop an image's references that metadata has given up.
+
+    That a record does not list a location is not enough: it may be about to,
+    or may have been restored from before it did. A reference goes when the
+    image is deleted, or when its own deletion was asked for and the record
+    does not list it.
 
     :param listed: (manifest, nonce) of the locations in the image's record;
         a copy stays while any location has its manifest
+    :param deleted: every image that the id stands for is deleted for good
     :returns: how many references went
     """
     dropped = 0
     manifests = {name for name, _ in listed}
-    for _, name, nonce, owner in store.index.refs(image):
+    asked = {(name, nonce) for i, name, nonce in store.index.checks()
+             if i == image}
+    for _, name, nonce in store.index.refs(image):
         if (name, nonce) in listed or (nonce == COPY and name in manifests):
-            if owner:
-                store.index.confirm_ref(image, name, nonce)
-        elif not (owner and store.alive(owner)):
+            continue
+        if deleted or (name, nonce) in asked or (
+                nonce == COPY and name in {n for n, _ in asked}):
             store.index.drop_ref(image, name, nonce)
             dropped += 1
     return dropped

@@ -2,9 +2,7 @@
 """The chunk store's index, in SQLite, shared by the processes of a node.
 
 ``chunks``   name -> place in a pack
-``refs``     what keeps a manifest's chunks: an upload's location or a copy;
-             ``owner`` is the process that uploaded, until the location was
-             seen in metadata: while it lives, the record may be on its way
+``refs``     what keeps a manifest's chunks: an upload's location or a copy
 ``pins``     chunks in use by a session that has not committed yet
 ``sessions`` live writers; ``done`` ones keep their pins until a collection
              that starts later has seen their references
@@ -30,7 +28,7 @@ CREATE TABLE chunks (
 CREATE INDEX chunks_by_pack ON chunks (pack);
 CREATE TABLE refs (
     image TEXT NOT NULL, manifest BLOB NOT NULL, nonce TEXT NOT NULL,
-    owner TEXT NOT NULL, PRIMARY KEY (image, manifest, nonce)) WITHOUT ROWID;
+    PRIMARY KEY (image, manifest, nonce)) WITHOUT ROWID;
 CREATE TABLE sessions (id TEXT PRIMARY KEY, done INTEGER NOT NULL)
     WITHOUT ROWID;
 CREATE TABLE pins (session TEXT NOT NULL, name BLOB NOT NULL,
@@ -167,15 +165,15 @@ class ChunkIndex:
             connection.execute('INSERT INTO sessions VALUES (?, 0)',
                                (session,))
 
-    def finish(self, session: str, ref: tuple[str, bytes, str] | None,
-               owner: str) -> None:
+    def finish(self, session: str,
+               ref: tuple[str, bytes, str] | None) -> None:
         """Mark a session done and enter its reference, in one step."""
         with self.transaction() as connection:
             connection.execute('UPDATE sessions SET done = 1 WHERE id = ?',
                                (session,))
             if ref is not None:
                 connection.execute('INSERT OR IGNORE INTO refs VALUES '
-                                   '(?, ?, ?, ?)', (*ref, owner))
+                                   '(?, ?, ?)', ref)
 
     def abandon(self, session: str, packs: Iterable[str]) -> list[str]:
         """Drop a session's pins; return its packs that no row points into.
@@ -199,8 +197,8 @@ class ChunkIndex:
             return
         with self.transaction() as connection:
             connection.execute(
-                'INSERT OR IGNORE INTO refs VALUES (?, ?, ?, ?)',
-                (image, manifest, COPY, ''))
+                'INSERT OR IGNORE INTO refs VALUES (?, ?, ?)',
+                (image, manifest, COPY))
 
     def drop_ref(self, image: str, manifest: bytes, nonce: str) -> None:
         with self.transaction() as connection:
@@ -210,18 +208,11 @@ class ChunkIndex:
                     'AND manifest = ? AND nonce = ?',
                     (image, manifest, nonce))
 
-    def confirm_ref(self, image: str, manifest: bytes, nonce: str) -> None:
-        """Note that metadata lists the location of a reference."""
-        with self.transaction() as connection:
-            connection.execute(
-                "UPDATE refs SET owner = '' WHERE image = ? AND "
-                'manifest = ? AND nonce = ?', (image, manifest, nonce))
-
     def refs(self, image: str | None = None,
-             ) -> list[tuple[str, bytes, str, str]]:
-        """Return (image, manifest, nonce, owner), of one image or of all."""
+             ) -> list[tuple[str, bytes, str]]:
+        """Return (image, manifest, nonce), of one image or of all."""
         return self._query(
-            'SELECT image, manifest, nonce, owner FROM refs '
+            'SELECT image, manifest, nonce FROM refs '
             'WHERE ?1 IS NULL OR image = ?1', (image,))
 
     def has_ref(self, image: str, manifest: bytes) -> bool:

@@ -287,9 +287,6 @@ def test_a_deleted_image_frees_the_bits_at_every_site(sites):
     wait(lambda: rennes.records.get('image', IMAGE))
     read(rennes, manifest)
     rennes.agent.fetcher.settle(force=True)
-    # As after the upload's process ended: metadata alone decides.
-    for _, name, nonce, _ in paris.store.index.refs():
-        paris.store.index.confirm_ref(IMAGE, name, nonce)
     rennes.records.update('image', IMAGE, lambda present: {
         'deletion': {'status': 'deleted', 'deleted': True}})
     rennes.agent._written()
@@ -297,6 +294,16 @@ def test_a_deleted_image_frees_the_bits_at_every_site(sites):
         wait(lambda s=site: not s.store.index.refs())
         site.agent.keeper.collect()
         assert site.store.index.totals()[0] == 0
+
+
+def test_p8_metadata_that_is_older_than_the_store_frees_nothing(sites):
+    paris = sites[0]
+    data = data_of(500_000)
+    manifest = paris.create(data)
+    paris.records.engine.reset()    # as restored from before the image was
+    for _ in range(3):
+        paris.agent.keeper.collect()
+    assert paris.store.held(manifest)[0] == paris.store.held(manifest)[1] > 0
 
 
 def test_home_moves_only_while_queued(sites):

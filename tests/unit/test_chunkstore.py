@@ -160,14 +160,22 @@ def test_p8_collection_keeps_what_is_referred_to(store):
     shared = data_of(1_500_000, holes=False)
     kept = put(store, shared + data_of(500_000, 2, False))
     put(store, shared + data_of(500_000, 3, False), OTHER)
-    store.settle(OTHER, frozenset())
-    # The uploading process lives: its record may be on its way.
+    # Not listed is not enough: the record may be on its way, or restored.
+    store.settle(OTHER, frozenset(), deleted=False)
     assert store.collect().chunks == 0
-    for _, name, nonce, _ in store.index.refs(OTHER):
-        store.index.drop_ref(OTHER, name, nonce)
+    store.settle(OTHER, frozenset(), deleted=True)
     collected = store.collect()
     assert collected.chunks > 0
     assert get(store, kept) == shared + data_of(500_000, 2, False)
+
+
+def test_p8_a_deletion_asked_for_goes_once_metadata_agrees(store):
+    stored = put(store, data_of(300_000, holes=False))
+    store.index.queue_check(IMAGE, stored.manifest, '0' * 16)
+    store.settle(IMAGE, {(stored.manifest, '0' * 16)}, deleted=False)
+    assert store.index.refs(IMAGE)
+    store.settle(IMAGE, frozenset(), deleted=False)
+    assert not store.index.refs() and not store.index.checks()
 
 
 def test_p8_an_upload_may_rely_on_a_chunk_while_it_is_collected(store):
