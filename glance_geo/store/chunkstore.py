@@ -225,7 +225,7 @@ class ChunkStore:
     def dead_sessions(self) -> list[str]:
         """Return the sessions whose process is gone."""
         return [path.name for path in self._sessions.iterdir()
-                if path.suffix != '.new' and not self.alive(path.name)]
+                if path.suffix != packs.UNNAMED and not self.alive(path.name)]
 
     def alive(self, session: str) -> bool:
         """Say whether the process that began a session still runs."""
@@ -237,6 +237,11 @@ class ChunkStore:
         except FileNotFoundError:
             return False
         return False
+
+    def remove_unnamed(self) -> None:
+        """Remove what writers left that died as they began."""
+        for folder in (self._packs, self._sessions):
+            packs.remove_unnamed(folder)
 
     def remove_session_file(self, session: str) -> None:
         (self._sessions / session).unlink(missing_ok=True)

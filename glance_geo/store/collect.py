@@ -126,6 +126,7 @@ def collect(store: ChunkStore) -> Collected:
                 result.packs += 1
         for session in dead:
             store.remove_session_file(session)
+        store.remove_unnamed()
     if result.chunks or result.packs:
         LOG.info('Chunk store %s: collected %d chunks, %d bytes, %d packs',
                  store.folder, result.chunks, result.stored_bytes,

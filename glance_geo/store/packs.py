@@ -86,16 +86,36 @@ def unpack(name: bytes, codec: int, stored: bytes, raw: int) -> bytes:
     return data
 
 
+UNNAMED = '.new'
+"""Suffix of a file whose writer has not locked and named it yet."""
+
+
+def remove_unnamed(folder: Path) -> None:
+    """Remove the files of writers that died before they had named them."""
+    for path in folder.glob(f'*{UNNAMED}'):
+        try:
+            with open(path, 'rb') as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink(missing_ok=True)
+        except (BlockingIOError, FileNotFoundError):
+            continue
+
+
 def locked_file(path: Path, buffering: int = -1) -> IO[bytes]:
     """Create a file that is locked from the moment it has its name.
 
     The lock goes when its process does: that is how others know.
     """
-    temporary = path.with_name(f'{path.name}.new')
-    file = open(temporary, 'xb', buffering=buffering)
-    fcntl.flock(file, fcntl.LOCK_EX)
-    temporary.rename(path)
-    return file
+    temporary = path.with_name(f'{path.name}{UNNAMED}')
+    while True:
+        file = open(temporary, 'xb', buffering=buffering)
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            temporary.rename(path)
+            return file
+        except FileNotFoundError:
+            # A collector took it for a dead writer's before it was locked.
+            file.close()
 
 
 class PackWriter:

@@ -245,6 +245,18 @@ def test_p1_a_dead_writer_leaves_nothing_after_a_collection(store):
     assert store.dead_sessions() == []
 
 
+def test_p1_a_writer_killed_as_it_began_leaves_nothing(store):
+    """Found by the long run of kills."""
+    for folder in ('packs', 'sessions'):
+        (store.folder / folder / 'dead.new').write_bytes(b'')
+    alive = store.session()
+    store.collect()
+    assert not list(store.folder.glob('*/*.new'))
+    alive.put_blob(b'still writing')
+    alive.commit((IMAGE, name_of(b'still writing'), 'x'))
+    assert store.read(name_of(b'still writing')) == b'still writing'
+
+
 def test_memory_stays_flat(store):
     class Long:
         left = 300_000_000
