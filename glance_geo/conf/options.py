@@ -13,7 +13,6 @@ from oslo_config import cfg
 from glance_geo.core import errors
 
 GROUP = 'glance_geo'
-DRIVER = 'glance_geo'
 _NAME = re.compile(r'[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?')
 _PEER = re.compile(r'([a-z0-9-]+)@(\[[0-9a-fA-F:]+\]|[^:/\s]+):(\d+)')
 

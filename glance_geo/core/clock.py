@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable
 
 _LOGICAL_BITS = 16
-_LOGICAL_MASK = (1 << _LOGICAL_BITS) - 1
 
 
 def pack(milliseconds: int, logical: int = 0) -> int:

@@ -28,7 +28,6 @@ from glance_geo.core import errors
 from glance_geo.core.chunker import MAXIMUM, Hole
 
 NAME_BYTES = 32
-ROOT_MAXIMUM = 8 * 1024 * 1024
 SEGMENT_MAXIMUM = 1024 * 1024
 _ROOT_MAGIC = b'GGM1'
 _SEGMENT_MAGIC = b'GGS1'

@@ -16,7 +16,6 @@ import zstandard
 
 from glance_geo.core import errors
 
-PROTOCOL = 1
 REQUEST_MAXIMUM = 4 * 1024 * 1024
 RECORD_MAXIMUM = 16 * 1024 * 1024
 BLOB_MAXIMUM = 8 * 1024 * 1024
