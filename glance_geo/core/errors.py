@@ -22,6 +22,10 @@ class EngineUnavailable(GeoError):
     """The metadata engine does not answer."""
 
 
+class EngineRefused(GeoError):
+    """The metadata engine answered that it will not: rights, or a bug."""
+
+
 class RecordCorrupt(GeoError):
     """A stored record can't be decoded; only that record is affected."""
 

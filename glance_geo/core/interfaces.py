@@ -31,6 +31,7 @@ class Trait(enum.Enum):
     SIBLINGS = 'siblings'
     DURABLE = 'durable'
     REPLICATES = 'replicates'
+    CHANGE_FEED = 'change feed'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +53,27 @@ class Term:
     """One position of a key in one index.
 
     :ivar stamped: the engine appends the put's number, as 16 hex digits
+    :ivar descends: the index is scanned in reverse too; only engines whose
+        product walks one way look at it
     """
 
     index: str
     value: bytes
     stamped: bool = False
+    descends: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """What a put did.
+
+    :ivar number: the put's number, 0 if not numbered
+    :ivar entry: what is at the key now, where that is not just the value
+        that was put: siblings that another writer stored meanwhile
+    """
+
+    number: int = 0
+    entry: Entry | None = None
 
 
 class MetadataEngine(abc.ABC):
@@ -64,34 +81,57 @@ class MetadataEngine(abc.ABC):
 
     Values and index terms are opaque bytes; terms order bytewise. Every
     method may be repeated; all but ``put`` are idempotent. Any method raises
-    ``EngineUnavailable`` when the product behind it does not answer.
+    ``EngineUnavailable`` when the product behind it does not answer: of a put
+    it is then unknown whether it was stored.
+
+    Engines with ``COMPARE_AND_SET`` refuse a put whose token is stale, and
+    number puts. Those with ``SIBLINGS`` take every put and keep what was
+    written concurrently side by side; they number nothing, and their indexes
+    may name a key under terms of any of its siblings: readers check.
     """
 
     traits: frozenset[Trait] = frozenset()
 
-    @abc.abstractmethod
-    def get(self, key: str) -> Entry | None:
-        """Return what is stored at the key."""
+    def life(self) -> str:
+        """Return the name of the data's present life.
+
+        It differs after any event that may have taken back numbered puts: a
+        restored backup, a failover.
+        """
+        return ''
+
+    def renew_life(self) -> None:
+        """Begin another life of the data: somebody found it restored."""
 
     @abc.abstractmethod
     def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
         """Return what is stored at those of the keys that exist."""
 
+    def get(self, key: str) -> Entry | None:
+        """Return what is stored at the key."""
+        return self.get_many([key]).get(key)
+
     @abc.abstractmethod
     def put(self, key: str, value: bytes, token: Any,
-            terms: Iterable[Term], numbered: bool = False) -> int:
+            terms: Iterable[Term], numbered: bool = False,
+            life: str | None = None) -> Stored:
         """Store a value and its index terms in one atomic step.
 
         :param token: of the entry that was read; None: the key must be new
         :param numbered: give this put the next number of the engine; puts
             become visible in the order of their numbers
-        :returns: the number, 0 if not numbered
-        :raises StaleToken: the key changed since it was read
+        :param life: refuse the put in another life of the data than this
+        :raises StaleToken: the key changed since it was read, or it is
+            another life
         """
 
     @abc.abstractmethod
-    def delete(self, key: str) -> None:
-        """Remove the key and its terms; a missing key is no error."""
+    def delete(self, key: str, token: Any = None) -> None:
+        """Remove the key and its terms; a missing key is no error.
+
+        :param token: remove only what was read with this token
+        :raises StaleToken: the key changed since it was read
+        """
 
     @abc.abstractmethod
     def scan(self, index: str, start: bytes | None = None,
@@ -103,17 +143,41 @@ class MetadataEngine(abc.ABC):
         :param stop: the first term past the range; None: to the last
         """
 
+    def fetch(self, index: str, start: bytes | None = None,
+              stop: bytes | None = None, reverse: bool = False,
+              limit: int | None = None) -> list[tuple[bytes, str, Entry]]:
+        """Like ``scan``, with what is stored at each key.
+
+        An engine that can does it in one round trip.
+        """
+        found = self.scan(index, start, stop, reverse, limit)
+        entries = self.get_many(list(dict.fromkeys(k for _, k in found)))
+        return [(term, key, entries[key]) for term, key in found
+                if key in entries]
+
     @abc.abstractmethod
     def indexes(self, prefix: str) -> list[str]:
-        """Return the names of the indexes in use that begin with a prefix."""
+        """Return the names of the indexes in use that begin with a prefix.
+
+        Engines with ``SIBLINGS`` do not know them, and return none.
+        """
 
     @abc.abstractmethod
     def last_number(self) -> int:
         """Return the number of the latest numbered put that is visible."""
 
+    def wait(self, number: int, timeout: float) -> int:
+        """Wait until a put after this one is visible (``CHANGE_FEED``).
+
+        :param timeout: in seconds
+        :returns: the number of the latest numbered put, which may be the
+            same when the time is over
+        """
+        raise NotImplementedError
+
     @abc.abstractmethod
     def reset(self) -> None:
-        """Remove everything (for tests)."""
+        """Remove everything (for tests and for a bootstrap)."""
 
     @abc.abstractmethod
     def close(self) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from glance.common import exception
 
+from glance_geo.core.interfaces import Entry
 from glance_geo.core.records import Record
 from glance_geo.core.rules import shown
 from glance_geo.db import rows, terms
@@ -60,18 +61,16 @@ class MemberCalls(Calls):
         record = self._records.update('image', image_id, change)
         return _format(self._membership(record, member))
 
-    def _by_id(self, memb_id: int) -> tuple[Record, Row]:
-        found = self._records.engine.scan(
-            'image.member_id', terms.ordered(memb_id),
-            terms.ordered(memb_id + 1))
-        for record in self._records.get_keys([key for _, key in found]):
+    def _by_id(self, memb_id: int) -> tuple[Entry, Record, Row]:
+        for entry, record in self._records.found(
+                'image.member_id', terms.ordered(memb_id)):
             for member in rows.memberships(record):
                 if member['id'] == memb_id:
-                    return record, member
+                    return entry, record, member
         raise exception.NotFound(f'No membership with ID {memb_id}')
 
     def image_member_update(self, context, memb_id, values):
-        record, known = self._by_id(memb_id)
+        entry, record, known = self._by_id(memb_id)
         member = known['member']
 
         def change(present: Any) -> dict[str, Any] | None:
@@ -90,16 +89,16 @@ class MemberCalls(Calls):
                     **shown(present)[f'member:{member}'],
                     'can_share': can_share}
             return changes
-        updated = self._records.update('image', record.id, change)
+        updated = self._records.update('image', record.id, change, entry)
         return _format(self._membership(updated, member))
 
     def image_member_delete(self, context, memb_id):
-        record, known = self._by_id(memb_id)
+        entry, record, known = self._by_id(memb_id)
         field = f'member:{known["member"]}'
 
         def change(present: Any) -> dict[str, Any]:
             return {field: {**shown(present)[field], 'removed': True}}
-        self._records.update('image', record.id, change)
+        self._records.update('image', record.id, change, entry)
 
     def _sharing(self, image_id: str | None, member: str | None,
                  ) -> Iterator[Record]:

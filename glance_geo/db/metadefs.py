@@ -13,6 +13,7 @@ from typing import Any
 
 from glance.common import exception
 
+from glance_geo.core.interfaces import Entry
 from glance_geo.core.records import REMOVED, Record
 from glance_geo.core.rules import shown
 from glance_geo.db import rows, terms
@@ -94,13 +95,13 @@ class NamespaceCalls(Calls):
         return self._checked_namespace(
             context, name, self._records.get('namespace', name))
 
-    def _namespace_by_id(self, context: Any, namespace_id: int) -> Record:
-        found = self._records.engine.scan(
-            'namespace.id', terms.ordered(namespace_id),
-            terms.ordered(namespace_id + 1))
-        for record in self._records.get_keys([key for _, key in found]):
+    def _namespace_by_id(self, context: Any, namespace_id: int,
+                         ) -> tuple[Entry, Record]:
+        for entry, record in self._records.found(
+                'namespace.id', terms.ordered(namespace_id)):
             if not shown(record).get('deleted'):
-                return self._checked_namespace(context, record.id, record)
+                return entry, self._checked_namespace(context, record.id,
+                                                      record)
         raise exception.MetadefNamespaceNotFound(
             f'Metadata definition namespace not found for id={namespace_id}')
 
@@ -155,7 +156,7 @@ class NamespaceCalls(Calls):
 
     def metadef_namespace_update(self, context, namespace_id, namespace_dict):
         check_4byte(dict(namespace_dict))
-        record = self._namespace_by_id(context, namespace_id)
+        entry, record = self._namespace_by_id(context, namespace_id)
         fields = {name: namespace_dict[name] for name in _NAMESPACE
                   if name in namespace_dict}
         name = namespace_dict.get('namespace', record.id)
@@ -168,7 +169,7 @@ class NamespaceCalls(Calls):
                 field: value for field, value in fields.items()
                 if current.get(field) != value}}
         return namespace_row(
-            self._records.update('namespace', name, change))
+            self._records.update('namespace', name, change, entry))
 
     def _rename(self, record: Record, name: str, fields: dict) -> Record:
         # The new record is there before the old one goes: a crash in between

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Records through a metadata engine: read, write, absorb, list by change.
 
-This is where a site's writes get their dots, and where what other sites
-wrote is merged in.
+What other sites wrote is merged in here; how this site's writes get their
+dots is in ``writers``.
 """
 
+import logging
 import random
 import time
 import uuid
@@ -15,14 +16,18 @@ import msgpack
 
 from glance_geo.core import births, codec, errors, records
 from glance_geo.core.clock import HybridClock
-from glance_geo.core.interfaces import Entry, MetadataEngine
+from glance_geo.core.interfaces import Entry, MetadataEngine, Trait
 from glance_geo.core.records import Birth, Context, Record
-from glance_geo.db import terms
+from glance_geo.db import terms, writers
 
-_IDENTITY = 'local/identity'
-_VECTOR = 'local/vector'
+LOG = logging.getLogger(__name__)
+
 _ATTEMPTS = 100
 _BATCH = 200
+# How far back a follower of an engine without numbers looks, for writes that
+# became visible late or were stamped by a clock that is behind: in ms.
+_OVERLAP_MS = 60_000
+_CHANGED = 'changed'
 
 # Gets the record, or None; typed loosely since most callers know which.
 Change = Callable[[Any], Mapping[str, Any] | None]
@@ -45,24 +50,18 @@ class RecordStore:
         self.site = site
         self.clock = clock or HybridClock(_wall_ms)
         self.changed = changed
-        self._incarnation = self._identity()
+        self._writer = writers.writer(engine, site)
+        self._vector_key = f'local/{site}/vector'
 
-    # -- identity ---------------------------------------------------------
     @property
     def incarnation(self) -> str:
-        """The name under which this site's writes are numbered."""
-        return self._incarnation
+        """The name under which writes are numbered here."""
+        return self._writer.incarnation
 
-    def _identity(self) -> str:
-        entry = self.engine.get(_IDENTITY)
-        if entry is not None:
-            return entry.values[0].decode()
-        fresh = f'{self.site}.{uuid.uuid4().hex[:12]}'
-        try:
-            self.engine.put(_IDENTITY, fresh.encode(), None, ())
-        except errors.StaleToken:
-            return self._identity()
-        return fresh
+    @property
+    def replicates(self) -> bool:
+        """Whether the engine itself brings records to the other sites."""
+        return Trait.REPLICATES in self.engine.traits
 
     def renew_incarnation(self) -> str:
         """Number writes under a new name from now on.
@@ -70,18 +69,43 @@ class RecordStore:
         Needed when peers know writes of this incarnation that are not here:
         the data was restored, and its next numbers were used before.
         """
-        entry = self.engine.get(_IDENTITY)
-        fresh = f'{self.site}.{uuid.uuid4().hex[:12]}'
-        self.engine.put(_IDENTITY, fresh.encode(),
-                        entry.token if entry else None, ())
-        self._incarnation = fresh
-        return fresh
+        self.engine.renew_life()
+        self._writer.refresh()
+        return self.incarnation
 
     # -- reading ----------------------------------------------------------
-    @staticmethod
-    def _decode(entry: Entry) -> Record:
-        return records.unite(codec.decode(value, entry.stamp)
-                             for value in entry.values)
+    def read(self, entry: Entry) -> Record:
+        """Return the record of an entry, and unite its siblings.
+
+        :raises RecordCorrupt, RecordTooNew: it can't be read
+        """
+        record, *aside = writers.decode(entry)
+        if len(entry.values) > 1:
+            self._unite(record, aside, entry)
+        return record
+
+    def _unite(self, record: Record, aside: Sequence[Record],
+               entry: Entry) -> None:
+        """Store what siblings merge to; those that lost the key first."""
+        try:
+            for loser in aside:
+                self.absorb(loser)
+            self.engine.put(record.key, codec.encode(record), entry.token,
+                            terms.of(record, self._writer.numbered))
+        except (errors.StaleToken, errors.EngineUnavailable) as error:
+            # The read has its answer; the next one tries again.
+            LOG.info('%s: siblings stay for now: %s', record.key, error)
+
+    def _readable(self, found: Iterator[tuple[str, Entry]],
+                  ) -> Iterator[Record]:
+        """Yield the records of entries; one that can't be read is said, and
+        hides no other."""
+        for key, entry in found:
+            try:
+                yield self.read(entry)
+            except (errors.RecordCorrupt, errors.RecordTooNew) as error:
+                LOG.error('Record %s at site %s is left out: %s', key,
+                          self.site, error)
 
     def get(self, kind: str, id: str) -> Record | None:
         """Return a record, tombstones included.
@@ -89,12 +113,19 @@ class RecordStore:
         :raises RecordCorrupt, RecordTooNew: it can't be read
         """
         entry = self.engine.get(f'{kind}/{id}')
-        return None if entry is None else self._decode(entry)
+        return None if entry is None else self.read(entry)
 
-    def get_keys(self, keys: Sequence[str]) -> list[Record]:
-        """Return the records at those of the keys that exist, in order."""
+    def get_keys(self, keys: Sequence[str]) -> Iterator[Record]:
+        """Yield the readable records at those of the keys that exist."""
         found = self.engine.get_many(keys)
-        return [self._decode(found[key]) for key in keys if key in found]
+        return self._readable((key, found[key]) for key in keys
+                              if key in found)
+
+    def found(self, index: str, prefix: bytes) -> list[tuple[Entry, Record]]:
+        """Return what an index has under terms that begin with a prefix."""
+        return [(entry, record) for term, key, entry in self.engine.fetch(
+                    index, prefix, terms.after(prefix))
+                for record in self._readable(iter(((key, entry),)))]
 
     def images_of(self, id: str) -> list[Record]:
         """Return the images whose locations may name an image id.
@@ -115,9 +146,25 @@ class RecordStore:
              stop: bytes | None = None, reverse: bool = False,
              batch: int = _BATCH) -> Iterator[Record]:
         """Yield the records of an index in its order, batch by batch."""
+        for _, record in self.walk_terms(index, start, stop, reverse, batch):
+            yield record
+
+    def walk_terms(self, index: str, start: bytes | None = None,
+                   stop: bytes | None = None, reverse: bool = False,
+                   batch: int = _BATCH) -> Iterator[tuple[bytes, Record]]:
+        """Like ``walk``, with the term under which each record was found.
+
+        One round trip per batch, on engines that fetch in one.
+        """
+        siblings = Trait.SIBLINGS in self.engine.traits
         while True:
-            page = self.engine.scan(index, start, stop, reverse, batch)
-            yield from self.get_keys([key for _, key in page])
+            page = self.engine.fetch(index, start, stop, reverse, batch)
+            for term, key, entry in page:
+                for record in self._readable(iter(((key, entry),))):
+                    # Of siblings, each left its terms: only those of the
+                    # record that they merge to count.
+                    if not siblings or terms.has(record, index, term):
+                        yield term, record
             if len(page) < batch:
                 return
             last = page[-1][0]
@@ -127,15 +174,18 @@ class RecordStore:
                 start = last + b'\0'
 
     # -- writing ----------------------------------------------------------
-    def update(self, kind: str, id: str, change: Change) -> Any:
-        """Change a record in one atomic step.
+    def update(self, kind: str, id: str, change: Change,
+               entry: Entry | None = None) -> Any:
+        """Change a record in one atomic step: one read and one put.
 
         :param change: gets the record (None: there is none) and returns the
             field changes, or None to write nothing; may be called again when
             someone else wrote in between
+        :param entry: what the caller has just read at the record's key,
+            which saves the read
         :returns: the record as it is now; None if there is none still
         """
-        return self._write(kind, id, change, create=False)
+        return self._write(kind, id, change, False, entry)
 
     def create(self, kind: str, id: str, change: Change) -> Record:
         """Like ``update``, but the record starts anew.
@@ -143,40 +193,47 @@ class RecordStore:
         What was there under the same key (a tombstone) is replaced: the new
         record has seen it.
         """
-        return self._write(kind, id, change, create=True)
+        return self._write(kind, id, change, True, None)
 
-    def _write(self, kind: str, id: str, change: Change,
-               create: bool) -> Any:
+    def _write(self, kind: str, id: str, change: Change, create: bool,
+               entry: Entry | None) -> Any:
         key = f'{kind}/{id}'
-        for attempt in range(_ATTEMPTS):
-            found = self.engine.get_many([key, _IDENTITY])
-            if _IDENTITY in found:
-                self._incarnation = found[_IDENTITY].values[0].decode()
-            entry = found.get(key)
-            present = None if entry is None else self._decode(entry)
-            changes = change(present)
-            if changes is None:
-                return present
-            hlc = self.clock.next()
-            base = present
-            if base is None or create:
-                base = Record(
-                    kind, id, None if kind not in births.CLAIMED else
-                    Birth(hlc, self.site, uuid.uuid4().hex[:12]),
-                    dict(present.context) if present else {},
-                    extra=births.replacing(present))
-            after = records.write(base, self.incarnation, hlc, changes)
-            try:
-                number = self.engine.put(
-                    key, codec.encode(after), entry.token if entry else None,
-                    terms.of(after), numbered=True)
-            except errors.StaleToken:
-                time.sleep(random.random() * 0.002 * min(attempt, 20))
-                continue
-            self.changed()
-            return records.number(after, self.incarnation, number)
+        with self._writer.writing(key):
+            for attempt in range(_ATTEMPTS):
+                if entry is None:
+                    entry = self.engine.get(key)
+                present = self._writer.seen(
+                    key, None if entry is None else self.read(entry))
+                changes = change(present)
+                if changes is None:
+                    return present
+                after = self._after(kind, id, present, changes, create)
+                try:
+                    stored = self._writer.put(after, entry)
+                except errors.StaleToken:
+                    time.sleep(random.random() * 0.002 * min(attempt, 20))
+                    if self._writer.numbered:
+                        self._writer.refresh()
+                    entry = None
+                    continue
+                self.changed()
+                return stored
         raise errors.EngineUnavailable(
             f'{key}: {_ATTEMPTS} concurrent writers got in between')
+
+    def _after(self, kind: str, id: str, present: Record | None,
+               changes: Mapping[str, Any], create: bool) -> Record:
+        hlc = self.clock.next()
+        base = present
+        if base is None or create:
+            base = Record(
+                kind, id, None if kind not in births.CLAIMED else
+                Birth(hlc, self.site, uuid.uuid4().hex[:12]),
+                dict(present.context) if present else {},
+                extra=births.replacing(present))
+        counter = self._writer.counter()
+        return records.write(base, self._writer.incarnation, hlc, changes,
+                             counter)
 
     # -- replication ------------------------------------------------------
     def absorb(self, incoming: Record) -> bool:
@@ -190,7 +247,8 @@ class RecordStore:
         changed = False
         for _ in range(_ATTEMPTS):
             entry = self.engine.get(incoming.key)
-            present = None if entry is None else self._decode(entry)
+            present = self._writer.seen(
+                incoming.key, None if entry is None else self.read(entry))
             kept, *aside = births.reconcile(present, incoming)
             # What moves aside is stored first: a crash in between must not
             # lose it.
@@ -201,7 +259,7 @@ class RecordStore:
             try:
                 self.engine.put(kept.key, codec.encode(kept),
                                 entry.token if entry else None,
-                                terms.of(kept))
+                                terms.of(kept, self._writer.numbered))
                 return True
             except errors.StaleToken:
                 continue
@@ -209,11 +267,16 @@ class RecordStore:
             f'{incoming.key}: {_ATTEMPTS} writers got in between')
 
     def vector(self) -> Context:
-        """Return, for each incarnation, up to where its writes are here."""
+        """Return, for each incarnation, up to where its writes are here.
+
+        On an engine without numbers: where a follower may go on from.
+        """
+        if not self._writer.numbered:
+            return {_CHANGED: _wall_ms()}
         # The own number is read first: writes that come meanwhile are sent
         # again, which costs little; the other order would lose them.
         own = self.engine.last_number()
-        entry = self.engine.get(_VECTOR)
+        entry = self.engine.get(self._vector_key)
         seen: Context = msgpack.unpackb(entry.values[0]) if entry else {}
         seen[self.incarnation] = max(own, seen.get(self.incarnation, 0))
         return seen
@@ -221,14 +284,14 @@ class RecordStore:
     def advance(self, seen: Mapping[str, int]) -> None:
         """Note that everything up to here has been absorbed."""
         for _ in range(_ATTEMPTS):
-            entry = self.engine.get(_VECTOR)
+            entry = self.engine.get(self._vector_key)
             present = msgpack.unpackb(entry.values[0]) if entry else {}
             joined = records.join(present, seen)
             joined.pop(self.incarnation, None)
             if joined == present:
                 return
             try:
-                self.engine.put(_VECTOR, msgpack.packb(joined),
+                self.engine.put(self._vector_key, msgpack.packb(joined),
                                 entry.token if entry else None, ())
                 return
             except errors.StaleToken:
@@ -242,15 +305,23 @@ class RecordStore:
         several is yielded once.
         """
         sent: set[str] = set()
+        if not self._writer.numbered:
+            since = than.get(_CHANGED, 0) - _OVERLAP_MS
+            yield from self._from(terms.CHANGED, max(0, since), sent)
+            return
         for index in self.engine.indexes(terms.SEEN):
             known = than.get(index[len(terms.SEEN):], 0)
-            start = b'%016x' % (known + 1)
-            while True:
-                page = self.engine.scan(index, start, None, False, _BATCH)
-                keys = [key for _, key in page if key not in sent]
-                sent.update(keys)
-                yield from self.get_keys(keys)
-                if len(page) < _BATCH:
-                    break
-                # Not past it: two records may have seen the same write.
-                start = page[-1][0]
+            yield from self._from(index, known + 1, sent)
+
+    def _from(self, index: str, position: int,
+              sent: set[str]) -> Iterator[Record]:
+        start = b'%016x' % position
+        while True:
+            page = self.engine.scan(index, start, None, False, _BATCH)
+            keys = [key for _, key in page if key not in sent]
+            sent.update(keys)
+            yield from self.get_keys(keys)
+            if len(page) < _BATCH:
+                return
+            # Not past it: two records may have seen the same write.
+            start = page[-1][0]

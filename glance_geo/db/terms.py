@@ -11,6 +11,7 @@ ties, so that one walk of an index yields a list in its final order.
 from collections.abc import Iterator
 from typing import Any
 
+from glance_geo.core import clock
 from glance_geo.core.births import NO_SITE
 from glance_geo.core.interfaces import Term
 from glance_geo.core.records import PENDING, Record
@@ -18,6 +19,7 @@ from glance_geo.core.rules import shown
 from glance_geo.db import rows
 
 SEEN = 'seen/'
+CHANGED = 'changed'
 IMAGE_SORT_KEYS = ('name', 'status', 'container_format', 'disk_format',
                    'size', 'id', 'created_at', 'updated_at')
 _SIGN = 1 << 63
@@ -46,9 +48,33 @@ def kind_index(kind: str) -> str:
     return f'kind/{kind}'
 
 
-def of(record: Record) -> Iterator[Term]:
-    """Yield every term under which a record is indexed."""
+def of(record: Record, numbered: bool = True) -> Iterator[Term]:
+    """Yield every term under which a record is indexed.
+
+    :param numbered: by the writes that it has seen, for the sync between
+        sites; otherwise by the clock reading of its last change
+    """
     yield Term(kind_index(record.kind), record.id.encode())
+    if numbered:
+        yield from _seen(record)
+    else:
+        last = max((value.hlc for siblings in record.fields.values()
+                    for value in siblings.values()), default=0)
+        # With the key: many records may change within a millisecond.
+        yield Term(CHANGED, b'%016x/%s' % (clock.milliseconds(last),
+                                           record.key.encode()))
+    by_kind = _BY_KIND.get(record.kind)
+    if by_kind is not None:
+        yield from by_kind(record)
+
+
+def has(record: Record, index: str, term: bytes) -> bool:
+    """Say whether a record is to be found at a position of an index."""
+    return any(found.index == index and found.value == term
+               for found in of(record, numbered=False))
+
+
+def _seen(record: Record) -> Iterator[Term]:
     for incarnation, counter in record.context.items():
         if incarnation.startswith(NO_SITE):
             continue
@@ -56,9 +82,6 @@ def of(record: Record) -> Iterator[Term]:
             yield Term(SEEN + incarnation, b'', stamped=True)
         else:
             yield Term(SEEN + incarnation, b'%016x' % counter)
-    by_kind = _BY_KIND.get(record.kind)
-    if by_kind is not None:
-        yield from by_kind(record)
 
 
 def _image(record: Record) -> Iterator[Term]:

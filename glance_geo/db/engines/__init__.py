@@ -6,10 +6,9 @@ this package register under the entry point group
 ``glance_geo.metadata_engines``, whose names are URL schemes.
 """
 
+from importlib import metadata
 from typing import Any
 from urllib.parse import urlsplit
-
-import stevedore
 
 from glance_geo.core import errors
 from glance_geo.core.interfaces import MetadataEngine
@@ -24,10 +23,17 @@ def open_engine(url: str, **requirements: Any) -> MetadataEngine:
     :raises ConfigurationInvalid: unknown scheme, or the engine refuses
     """
     scheme = urlsplit(url).scheme
-    extensions: Any = stevedore.ExtensionManager(NAMESPACE)
-    if scheme not in extensions.names():
+    names = {point.name: point
+             for point in metadata.entry_points(group=NAMESPACE)}
+    if scheme not in names:
         raise errors.ConfigurationInvalid(
             f'metadata_backend: unknown scheme {scheme!r}; use one of '
-            + ', '.join(f'{name}://' for name in sorted(extensions.names()))
+            + ', '.join(f'{name}://' for name in sorted(names))
             + ', or sql for Glance\'s own SQL database')
-    return extensions[scheme].plugin(url, **requirements)
+    try:
+        opener = names[scheme].load()
+    except ImportError as error:
+        raise errors.ConfigurationInvalid(
+            f'metadata_backend: {scheme}:// needs a client library: {error}. '
+            f'Install glance_geo[{scheme.partition("+")[0]}]') from error
+    return opener(url, **requirements)

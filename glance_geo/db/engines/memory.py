@@ -5,21 +5,37 @@ engine must do."""
 import bisect
 import itertools
 import threading
+import time
+import uuid
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from glance_geo.core import errors
-from glance_geo.core.interfaces import Entry, MetadataEngine, Term, Trait
+from glance_geo.core.interfaces import (
+    Entry,
+    MetadataEngine,
+    Stored,
+    Term,
+    Trait,
+)
 
 
 class MemoryEngine(MetadataEngine):
     """A dictionary and sorted lists under one lock."""
 
-    traits = frozenset((Trait.COMPARE_AND_SET,))
+    traits = frozenset((Trait.COMPARE_AND_SET, Trait.CHANGE_FEED))
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
+        self._lock = threading.Condition(threading.RLock())
+        self._life = uuid.uuid4().hex
         self.reset()
+
+    def life(self) -> str:
+        return self._life
+
+    def renew_life(self) -> None:
+        with self._lock:
+            self._life = uuid.uuid4().hex
 
     def reset(self) -> None:
         with self._lock:
@@ -29,20 +45,17 @@ class MemoryEngine(MetadataEngine):
             self._number = 0
             self._tokens = itertools.count(1)
 
-    def get(self, key: str) -> Entry | None:
-        with self._lock:
-            return self._entries.get(key)
-
     def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
         with self._lock:
             return {key: self._entries[key] for key in keys
                     if key in self._entries}
 
     def put(self, key: str, value: bytes, token: Any,
-            terms: Iterable[Term], numbered: bool = False) -> int:
+            terms: Iterable[Term], numbered: bool = False,
+            life: str | None = None) -> Stored:
         with self._lock:
-            present = self._entries.get(key)
-            if (present.token if present else None) != token:
+            self._check(key, token)
+            if life not in (None, self._life):
                 raise errors.StaleToken(key)
             number = 0
             if numbered:
@@ -57,15 +70,23 @@ class MemoryEngine(MetadataEngine):
                 bisect.insort(self._indexes.setdefault(term.index, []),
                               position)
                 self._terms[key].append((term.index, position[0]))
-            return number
+            self._lock.notify_all()
+            return Stored(number)
+
+    def _check(self, key: str, token: Any) -> None:
+        present = self._entries.get(key)
+        if (present.token if present else None) != token:
+            raise errors.StaleToken(key)
 
     def _unindex(self, key: str) -> None:
         for index, term in self._terms.pop(key, ()):
             positions = self._indexes[index]
             del positions[bisect.bisect_left(positions, (term, key))]
 
-    def delete(self, key: str) -> None:
+    def delete(self, key: str, token: Any = None) -> None:
         with self._lock:
+            if token is not None:
+                self._check(key, token)
             self._unindex(key)
             self._entries.pop(key, None)
 
@@ -91,6 +112,15 @@ class MemoryEngine(MetadataEngine):
 
     def last_number(self) -> int:
         with self._lock:
+            return self._number
+
+    def wait(self, number: int, timeout: float) -> int:
+        deadline = time.monotonic() + timeout
+        with self._lock:
+            while self._number <= number:
+                left = deadline - time.monotonic()
+                if left <= 0 or not self._lock.wait(left):
+                    break
             return self._number
 
     def close(self) -> None:

@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Metadata in Riak KV: one cluster across sites, which takes every write.
+
+The bucket must keep siblings (``allow_mult``) on a backend with secondary
+indexes (leveldb or leveled). Every put carries the causal context of what was
+read; what was written concurrently is handed up, and merged by the same
+function that merges sites.
+
+An index position is a secondary index entry ``INDEX \\x01 TERM`` of the field
+``up_bin``; Riak only walks indexes upwards, so that terms which are walked
+down too have a complemented twin in ``down_bin``. Bytes are mapped to code
+points from 2 on, whose UTF-8 orders as the bytes do.
+"""
+
+import concurrent.futures
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+from glance_geo.core import errors
+from glance_geo.core.interfaces import (
+    Entry,
+    MetadataEngine,
+    Stored,
+    Term,
+    Trait,
+)
+from glance_geo.db.engines import riakimport
+
+try:
+    riak = riakimport.load()
+except ImportError as error:
+    raise ImportError(f'the riak client is missing ({error}); install '
+                      f'glance_geo[riak]') from error
+
+_CONCURRENCY = 16
+_BAD_SECONDS = 5.0
+_PAGE = 1000
+_UP, _DOWN = 'up_bin', 'down_bin'
+_END = '\x01'                       # ends a term that is walked up …
+_END_DOWN, _PAST_DOWN = 'Ą', 'ą'    # … and one that is walked down
+_LAST = 'Ć'                         # sorts after every position of an index
+
+
+def _upwards(term: bytes) -> str:
+    return ''.join(chr(byte + 2) for byte in term)
+
+
+def _downwards(term: bytes) -> str:
+    return ''.join(chr(257 - byte) for byte in term)
+
+
+def position(index: str, term: bytes, down: bool = False) -> str:
+    """Return the secondary index value of a term."""
+    if down:
+        return f'{index}\x01{_downwards(term)}{_END_DOWN}'
+    return f'{index}\x01{_upwards(term)}{_END}'
+
+
+def term_of(index: str, value: str, down: bool) -> bytes:
+    """Return the term of a secondary index value."""
+    text = value[len(index) + 1:-1]
+    return bytes((257 - ord(c)) if down else (ord(c) - 2) for c in text)
+
+
+def bounds(index: str, start: bytes | None, stop: bytes | None,
+           down: bool) -> tuple[str, str]:
+    """Return the first and the last value of a range, both inclusive."""
+    prefix = f'{index}\x01'
+    if down:
+        return (prefix + ('' if stop is None
+                          else _downwards(stop) + _PAST_DOWN),
+                prefix + (_LAST if start is None
+                          else _downwards(start) + _END_DOWN))
+    return (prefix + ('' if start is None else _upwards(start)),
+            prefix + (_LAST if stop is None else _upwards(stop)))
+
+
+class _Node:
+    """One node, with a client of its own, so that a call never waits for
+    another node than the one that it was sent to."""
+
+    def __init__(self, host: str, port: int, timeout: float):
+        self.name = f'{host}:{port}'
+        self.client = riak.RiakClient(
+            protocol='pbc', nodes=[{'host': host, 'pb_port': port}],
+            transport_options={'timeout': timeout})
+        self.bad_until = 0.0
+
+
+class RiakEngine(MetadataEngine):
+    """One bucket of a cluster, through any of its nodes."""
+
+    traits = frozenset((Trait.SIBLINGS, Trait.DURABLE, Trait.REPLICATES))
+
+    def __init__(self, hosts: Sequence[tuple[str, int]], bucket: str,
+                 bucket_type: str, timeout: float, quorum: dict[str, Any]):
+        self._timeout_ms = int(timeout * 1000)
+        self._bucket = bucket
+        self._type = bucket_type
+        self._quorum = quorum
+        # A node that hangs must be found out before the call's own time is
+        # over, or nothing is left for another.
+        self._nodes = [_Node(host, port, timeout + 1) for host, port in hosts]
+        self._turn = itertools.count()
+        self._lock = threading.Lock()
+        self._pool = concurrent.futures.ThreadPoolExecutor(
+            _CONCURRENCY, thread_name_prefix='riak')
+        self._call(self._prepare)
+
+    def _prepare(self, node: _Node) -> None:
+        """Check that the bucket keeps siblings, or make it."""
+        bucket = self._bucket_at(node)
+        if bucket.get_property('allow_mult'):
+            return
+        if self._type != 'default':
+            raise errors.ConfigurationInvalid(
+                f'metadata_backend: bucket type {self._type!r} does not keep '
+                f'siblings. Make one that does: riak admin bucket-type '
+                f'create NAME \'{{"props":{{"allow_mult":true}}}}\'')
+        bucket.set_properties({'allow_mult': True, 'last_write_wins': False})
+
+    # -- calling ----------------------------------------------------------
+    def _bucket_at(self, node: _Node) -> Any:
+        return node.client.bucket_type(self._type).bucket(self._bucket)
+
+    def _order(self) -> list[_Node]:
+        """Return the nodes to try: in turn, those that failed lately last."""
+        first = next(self._turn) % len(self._nodes)
+        nodes = self._nodes[first:] + self._nodes[:first]
+        now = time.monotonic()
+        return sorted(nodes, key=lambda node: node.bad_until > now)
+
+    def _call(self, call: Callable[[_Node], Any]) -> Any:
+        """Make a call at one node, then at others until one answers.
+
+        Puts too: the same value with the same causal context twice is one
+        sibling more at worst, equal to the first, and merged with it.
+        """
+        failures = []
+        for node in self._order():
+            try:
+                with node.client.retry_count(1):
+                    return call(node)
+            except errors.GeoError:
+                raise
+            except Exception as error:  # its client raises all kinds
+                node.bad_until = time.monotonic() + _BAD_SECONDS
+                failures.append(f'{node.name}: {error or type(error)}')
+        raise errors.EngineUnavailable('Riak: ' + '; '.join(failures))
+
+    # -- the interface ----------------------------------------------------
+    def _entry(self, found: Any) -> Entry | None:
+        values = tuple(dict.fromkeys(
+            bytes(sibling.encoded_data) for sibling in found.siblings
+            if sibling.exists))
+        if not values or found.vclock is None:
+            return None
+        # Siblings of equal value are one; the next put unites them.
+        return Entry(values, 0, found.vclock.encode('binary'))
+
+    def get(self, key: str) -> Entry | None:
+        return self._call(lambda node: self._entry(
+            self._bucket_at(node).get(key, timeout=self._timeout_ms,
+                                      **self._of('r', 'pr'))))
+
+    def _of(self, *names: str) -> dict[str, Any]:
+        return {name: self._quorum[name] for name in names
+                if name in self._quorum}
+
+    def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
+        if len(keys) < 2:
+            entries = [self.get(key) for key in keys]
+        else:
+            entries = list(self._pool.map(self.get, keys))
+        return {key: entry for key, entry in zip(keys, entries, strict=True)
+                if entry is not None}
+
+    def put(self, key: str, value: bytes, token: Any,
+            terms: Iterable[Term], numbered: bool = False,
+            life: str | None = None) -> Stored:
+        indexes = set()
+        for term in terms:
+            if term.stamped:
+                raise ValueError('Riak numbers no puts')
+            indexes.add((_UP, position(term.index, term.value)))
+            if term.descends:
+                indexes.add((_DOWN, position(term.index, term.value, True)))
+
+        def store(node: _Node) -> Entry | None:
+            made = riak.RiakObject(node.client, self._bucket_at(node), key)
+            if token is not None:
+                made.vclock = riak.riak_object.VClock(token, 'binary')
+            made.content_type = 'application/octet-stream'
+            made.encoded_data = value
+            made.indexes = indexes
+            made.store(return_body=True, timeout=self._timeout_ms,
+                       **self._of('w', 'dw', 'pw'))
+            return self._entry(made)
+        now = self._call(store)
+        return Stored(0, now if now and now.values != (value,) else None)
+
+    def delete(self, key: str, token: Any = None) -> None:
+        def remove(node: _Node) -> None:
+            found = self._bucket_at(node).get(key, timeout=self._timeout_ms)
+            if found.exists:
+                found.delete(timeout=self._timeout_ms)
+        self._call(remove)
+
+    def scan(self, index: str, start: bytes | None = None,
+             stop: bytes | None = None, reverse: bool = False,
+             limit: int | None = None) -> list[tuple[bytes, str]]:
+        first, last = bounds(index, start, stop, reverse)
+        found: list[tuple[bytes, str]] = []
+        continuation = None
+        while limit is None or len(found) < limit:
+            size = _PAGE if limit is None else min(_PAGE,
+                                                   limit - len(found))
+            pairs, continuation = self._call(
+                lambda node, size=size, after=continuation: self._page(
+                    node, _DOWN if reverse else _UP, first, last, size,
+                    after))
+            found += [(term_of(index, value, reverse), key)
+                      for value, key in pairs]
+            if continuation is None:
+                break
+        return found
+
+    def _page(self, node: _Node, field: str, first: str, last: str,
+              size: int, continuation: Any) -> tuple[list, Any]:
+        page = node.client.get_index(
+            self._bucket_at(node), field, first, last, return_terms=True,
+            max_results=size, continuation=continuation,
+            timeout=self._timeout_ms)
+        return list(page.results or ()), page.continuation
+
+    def indexes(self, prefix: str) -> list[str]:
+        return []
+
+    def last_number(self) -> int:
+        return 0
+
+    def reset(self) -> None:
+        def keys(node: _Node) -> list[str]:
+            return list(node.client.get_index(
+                self._bucket_at(node), '$bucket', '_',
+                timeout=self._timeout_ms).results)
+        list(self._pool.map(self.delete, self._call(keys)))
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False)
+        for node in self._nodes:
+            node.client.close()
+
+
+_QUORUM = ('r', 'pr', 'w', 'dw', 'pw')
+
+
+def _invalid(text: str) -> errors.ConfigurationInvalid:
+    return errors.ConfigurationInvalid(f'metadata_backend: {text}')
+
+
+def open_engine(url: str, **requirements: Any) -> RiakEngine:
+    """Open ``riak://host[:8087],host…/[bucket][?type=…&timeout=…&pw=…]``.
+
+    :raises ConfigurationInvalid: the URL is wrong, or the bucket's type
+        keeps no siblings
+    """
+    parts = urlsplit(url)
+    options = dict(parse_qsl(parts.query))
+    unknown = sorted(options.keys() - {'type', 'timeout', *_QUORUM})
+    if unknown:
+        raise _invalid(f'unknown option {unknown[0]!r}; use type, timeout, '
+                       + ', '.join(_QUORUM))
+    hosts = []
+    for part in parts.netloc.split(','):
+        try:
+            one = urlsplit(f'//{part}')
+            if not one.hostname or one.username:
+                raise ValueError
+            hosts.append((one.hostname, one.port or 8087))
+        except ValueError:
+            raise _invalid(f'{part!r} is not host[:port]') from None
+    try:
+        timeout = float(options.get('timeout', '5'))
+        quorum = {name: int(text) if text.isdigit() else text
+                  for name, text in options.items() if name in _QUORUM}
+    except ValueError:
+        raise _invalid('timeout is a number of seconds') from None
+    return RiakEngine(hosts, parts.path.strip('/') or 'glance_geo',
+                      options.get('type', 'default'), timeout, quorum)
