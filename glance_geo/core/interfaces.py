@@ -63,6 +63,26 @@ class Term:
     descends: bool = False
 
 
+Position = tuple[bytes, str]
+"""(term, key) in an index."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """A part of an index, ordered by term.
+
+    :ivar start: the least term, inclusive; None: from the first
+    :ivar stop: the first term past the range; None: to the last
+    :ivar limit: at most so many positions; None: all
+    """
+
+    index: str
+    start: bytes | None = None
+    stop: bytes | None = None
+    reverse: bool = False
+    limit: int | None = None
+
+
 @dataclasses.dataclass(frozen=True)
 class Stored:
     """What a put did.
@@ -134,26 +154,37 @@ class MetadataEngine(abc.ABC):
         """
 
     @abc.abstractmethod
+    def look(self, ranges: Sequence[Range], keys: Sequence[str] = (),
+             ) -> tuple[list[list[Position]], dict[str, Entry]]:
+        """Return the positions in each range, and what is at the keys.
+
+        One round trip, or calls that run beside each other.
+        """
+
+    def fetch_many(self, ranges: Sequence[Range],
+                   ) -> list[list[tuple[bytes, str, Entry]]]:
+        """Return the positions in each range with what is at their keys.
+
+        One round trip, where the product can.
+        """
+        found, _ = self.look(ranges)
+        entries = self.get_many(list(dict.fromkeys(
+            key for positions in found for _, key in positions)))
+        return [[(term, key, entries[key]) for term, key in positions
+                 if key in entries] for positions in found]
+
     def scan(self, index: str, start: bytes | None = None,
              stop: bytes | None = None, reverse: bool = False,
-             limit: int | None = None) -> list[tuple[bytes, str]]:
-        """Return (term, key) of an index, ordered by term.
-
-        :param start: the least term, inclusive; None: from the first
-        :param stop: the first term past the range; None: to the last
-        """
+             limit: int | None = None) -> list[Position]:
+        """Return the positions in one range."""
+        return self.look([Range(index, start, stop, reverse, limit)])[0][0]
 
     def fetch(self, index: str, start: bytes | None = None,
               stop: bytes | None = None, reverse: bool = False,
               limit: int | None = None) -> list[tuple[bytes, str, Entry]]:
-        """Like ``scan``, with what is stored at each key.
-
-        An engine that can does it in one round trip.
-        """
-        found = self.scan(index, start, stop, reverse, limit)
-        entries = self.get_many(list(dict.fromkeys(k for _, k in found)))
-        return [(term, key, entries[key]) for term, key in found
-                if key in entries]
+        """Return the positions in one range with what is at their keys."""
+        return self.fetch_many([Range(index, start, stop, reverse,
+                                      limit)])[0]
 
     @abc.abstractmethod
     def indexes(self, prefix: str) -> list[str]:

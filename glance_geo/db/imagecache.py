@@ -33,7 +33,8 @@ class ImageCacheCalls(Calls):
         entry = self._records.engine.get(f'local/cache/{url}')
         if entry is None:
             return None, None
-        return msgpack.unpackb(entry.values[0]), entry.token
+        # Of siblings any will do: a cache's counters are an estimate.
+        return msgpack.unpackb(max(entry.values)), entry.token
 
     def _store(self, url: str, node: dict[str, Any], token: Any) -> None:
         self._records.engine.put(

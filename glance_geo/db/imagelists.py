@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image lists: walk the index that fits, filter, stop at the page's end."""
+"""Image lists and tags."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from glance.common import exception
@@ -9,44 +9,15 @@ from glance.db import utils as db_utils
 
 from glance_geo.core.records import REMOVED, Record
 from glance_geo.core.rules import shown
-from glance_geo.db import queries, rows, terms
+from glance_geo.db import planner, queries, rows
 from glance_geo.db.calls import Calls, check_4byte, not_found
 from glance_geo.db.images import ImageCalls
+from glance_geo.db.imagesearch import Accept, ImageSearch
 from glance_geo.db.rows import Row
-
-# A page of 25 should not read hundreds of records; a long list should not
-# make hundreds of round trips.
-_SMALLEST_BATCH = 32
-_LARGEST_BATCH = 500
 
 
 class ImageListCalls(ImageCalls):
     """``image_get_all`` and what it needs."""
-
-    def _walked(self, order: queries.Order, marker: Row | None,
-                deleted: bool | None, limit: int | None,
-                ) -> tuple[Iterator[Record], bool]:
-        """Return candidate records, and whether they come in order."""
-        indexed = order.index
-        if deleted is not False or indexed is None:
-            live = (iter(()) if deleted
-                    else self._records.walk('image.created_at'))
-            gone = (iter(()) if deleted is False
-                    else self._records.walk('image.deleted'))
-            return (record for part in (live, gone) for record in part), False
-        column, reverse = indexed
-        start = stop = None
-        if marker is not None:
-            value = marker[column]
-            if column in rows.TIMES:
-                value = rows.to_us(value)
-            edge = terms.ordered(value, rows.to_us(marker['created_at']),
-                                 marker['id'])
-            start, stop = (None, edge) if reverse else (edge + b'\0', None)
-        batch = max(_SMALLEST_BATCH, min(limit or _LARGEST_BATCH,
-                                         _LARGEST_BATCH))
-        return self._records.walk(f'image.{column}', start, stop, reverse,
-                                  batch), True
 
     def image_get_all(self, context, filters=None, marker=None, limit=None,
                       sort_key=None, sort_dir=None,
@@ -56,36 +27,59 @@ class ImageListCalls(ImageCalls):
         visibility = filters.pop('visibility', None)
         show_deleted = bool('changes-since' in filters or
                             filters.get('deleted', False))
-        # Without a filter on it Glance lists deleted images too.
-        deleted = (bool(filters['deleted']) if 'deleted' in filters else None)
         checks = queries.compile_filters(filters, is_public)
         order = queries.Order.of(sort_key, sort_dir)
-        marker_row = None
-        if marker is not None:
-            marker_row = self.image_get(context, marker,
-                                        force_show_deleted=show_deleted)
-        candidates, in_order = self._walked(order, marker_row, deleted, limit)
+        regular = not context.is_admin or admin_as_user
         members: dict[str, list[Row]] = {}
         listed = queries.visibility_check(
-            context.owner, not context.is_admin or admin_as_user, visibility,
-            member_status, lambda row: members[row['id']])
+            context.owner, regular, visibility, member_status,
+            lambda row: members[row['id']])
 
-        found: list[Row] = []
-        for record in candidates:
-            if limit is not None and in_order and len(found) >= limit:
-                break
+        def accept(record: Record) -> Row | None:
             row = rows.image_row(record, self._records.site,
                                  context.is_admin, show_deleted,
                                  with_tags=True)
             members[record.id] = [m for m in rows.memberships(record)
                                   if not m['deleted']]
             if listed(row) and all(check(row) for check in checks):
-                if marker_row is None or order.past(row, marker_row):
-                    found.append(row)
-        if not in_order:
-            order.sort(found)
-        return [self._finished(row, return_tag, v1_mode)
-                for row in found[:limit]]
+                return row
+            return None
+
+        def check_marker(record: Record | None) -> Row:
+            return self._row(context, self._checked(
+                context, marker, record, show_deleted))
+
+        # Without a filter on it Glance lists deleted images too.
+        if filters.get('deleted', True) is not False:
+            found = self._with_deleted(filters, order, accept, marker,
+                                       check_marker)[:limit]
+        else:
+            plan = planner.plan(filters, order, planner.scopes(
+                context.owner, regular, visibility, member_status))
+            found = ImageSearch(
+                self._records, plan, order, accept, limit,
+                None if marker is None else f'image/{marker}',
+            ).run(check_marker)
+        return [self._finished(row, return_tag, v1_mode) for row in found]
+
+    def _with_deleted(self, filters: Mapping[str, Any], order: queries.Order,
+                      accept: Accept, marker: str | None,
+                      check_marker: Any) -> list[Row]:
+        """Return a list that shows deleted images, which nobody pages fast:
+        neither the API nor an operator's tool asks for one regularly."""
+        behind = None
+        if marker is not None:
+            behind = check_marker(self._records.get('image', marker))
+
+        def candidates() -> Iterator[Record]:
+            if not filters.get('deleted'):
+                yield from self._records.walk('image.created_at')
+            yield from self._records.walk('image.deleted')
+        found = [row for record in candidates()
+                 if (row := accept(record)) is not None
+                 and (behind is None or order.past(row, behind))]
+        order.sort(found)
+        return found
 
     @staticmethod
     def _finished(row: Row, return_tag: bool, v1_mode: bool) -> Any:
@@ -130,7 +124,8 @@ class TagCalls(Calls):
         return value
 
     def image_tag_delete(self, context, image_id, value):
-        if value not in self._tags(image_id):
-            raise exception.NotFound()
-        self._records.update('image', image_id,
-                             lambda present: {f'tag:{value}': REMOVED})
+        def change(present: Any) -> dict[str, Any]:
+            if present is None or f'tag:{value}' not in present.fields:
+                raise exception.NotFound()
+            return {f'tag:{value}': REMOVED}
+        self._records.update('image', image_id, change)

@@ -7,7 +7,7 @@ is not to be read there.
 
 import logging
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from glance.common import exception
@@ -28,6 +28,10 @@ _STATUSES = ('active', 'saving', 'queued', 'killed', 'pending_delete',
 # Moves out of ``queued`` that put bits at this site: the home's to make.
 _BINDING = ('saving', 'uploading', 'importing', 'active')
 _MAX_DB_INT = 2 ** 31 - 1
+
+
+class _HomeElsewhere(Exception):
+    """Another site is the home of the queued image."""
 
 
 def _validate(values: Mapping[str, Any], status_required: bool) -> None:
@@ -180,11 +184,12 @@ class ImageCalls(LocationCalls):
         _validate(values, bool(values.get('status')))
         wanted = _columns(values)
         wanted['updated_at'] = now_us()
-        if from_state == 'queued' and wanted.get('status') in _BINDING:
-            self._claim_home(image_id)
+        binds = from_state == 'queued' and wanted.get('status') in _BINDING
 
-        def change(present: Any) -> dict[str, Any]:
+        def change(present: Any, claimed: list[str]) -> dict[str, Any]:
             record = self._checked(context, image_id, present)
+            if binds:
+                self._check_home(record, claimed)
             current = shown(record)
             columns = rows.image_columns(image_id, current)
             self._check_mutable(context, columns)
@@ -200,23 +205,33 @@ class ImageCalls(LocationCalls):
                 changes.update(self._location_changes(record, locations))
             return changes
 
-        record = self._records.update('image', image_id, change)
+        record = self._update_at_home(image_id, change)
         image = self._row(context, record)
         return db_utils.mutate_image_dict_to_v1(image) if v1_mode else image
 
-    def _claim_home(self, image_id: str) -> None:
-        """Become the home of a queued image before bits are put here.
+    def _check_home(self, record: Record, claimed: list[str]) -> None:
+        """Let bits be put at this site only once it is the image's home.
+
+        :raises _HomeElsewhere: another site must agree first
+        """
+        values = shown(record)
+        home = values.get('home')
+        if (home not in (None, self._records.site) and not claimed
+                and (values.get('data') or {}).get('status') == 'queued'):
+            raise _HomeElsewhere(home)
+
+    def _update_at_home(self, image_id: str,
+                        change: Callable[[Any, list[str]], Any]) -> Any:
+        """Update an image; where its home must agree first, ask it to.
 
         :raises InvalidImageStatusTransition: (409) the home is cut off
         """
-        record = self._records.get('image', image_id)
-        if record is None:
-            return
-        values = shown(record)
-        home = values.get('home')
-        if (home in (None, self._records.site)
-                or (values.get('data') or {}).get('status') != 'queued'):
-            return
+        claimed: list[str] = []
+        try:
+            return self._records.update(
+                'image', image_id, lambda present: change(present, claimed))
+        except _HomeElsewhere as elsewhere:
+            home = elsewhere.args[0]
         try:
             self._neighbour.claim_home(image_id)
         except (errors.HomeUnreachable, errors.PeerRefused) as error:
@@ -226,6 +241,9 @@ class ImageCalls(LocationCalls):
                 f'agree before its data is uploaded at site '
                 f'{self._records.site}: {error}. Upload at {home}, or try '
                 f'again when the link is up.') from error
+        claimed.append(home)
+        return self._records.update(
+            'image', image_id, lambda present: change(present, claimed))
 
     def image_restore(self, context, image_id):
         def change(present: Any) -> dict[str, Any]:
@@ -254,16 +272,15 @@ class ImageCalls(LocationCalls):
 
     # -- properties -------------------------------------------------------
     def image_set_property_atomic(self, image_id, name, value):
-        self._claim_home(image_id)
-
-        def change(present: Any) -> dict[str, Any]:
+        def change(present: Any, claimed: list[str]) -> dict[str, Any]:
             if present is None:
                 raise not_found(image_id)
+            self._check_home(present, claimed)
             current = shown(present).get(f'prop:{name}')
             if current is not None and not current['removed']:
                 raise exception.Duplicate()
             return {f'prop:{name}': {'value': value, 'removed': False}}
-        self._records.update('image', image_id, change)
+        self._update_at_home(image_id, change)
 
     def image_delete_property_atomic(self, image_id, name, value):
         def change(present: Any) -> dict[str, Any]:

@@ -14,10 +14,9 @@ class UsageCalls(Calls):
     """``user_get_*``."""
 
     def _owned(self, owner_id: str, gone: tuple[str, ...]) -> list[Row]:
-        prefix = terms.ordered(owner_id)
         found = (rows.image_row(record, self._records.site, True)
                  for record in self._records.walk(
-                     'image.owner', prefix, terms.after(prefix)))
+                     f'image.created_at/{terms.owner_scope(owner_id)}'))
         return [row for row in found if row['status'] not in gone]
 
     def user_get_storage_usage(self, context, owner_id, image_id=None):

@@ -5,6 +5,7 @@ from typing import Any
 
 from glance.common import exception
 
+from glance_geo.core.interfaces import Entry
 from glance_geo.core.records import REMOVED, Record
 from glance_geo.core.rules import shown
 from glance_geo.db import rows
@@ -173,16 +174,36 @@ class ResourceTypeCalls(ContentCalls):
             'name', 'properties_target', 'prefix', 'created_at',
             'updated_at'))
 
-    def metadef_resource_type_association_get(self, context, namespace_name,
-                                              resource_type_name):
-        record = self._namespace(context, namespace_name)
-        self.metadef_resource_type_get(context, resource_type_name)
+    def _linked(self, context: Any, namespace_name: str, type_name: str,
+                ) -> tuple[Entry | None, Record, bool]:
+        """Read a namespace and a resource type in one round trip.
+
+        :returns: the namespace's entry and record, and whether the type is
+            there
+        """
+        keys = [f'namespace/{namespace_name}', f'resource_type/{type_name}']
+        found = self._records.engine.get_many(keys)
+        record, kind = (self._records.read(found[key]) if key in found
+                        else None for key in keys)
+        checked = self._checked_namespace(context, namespace_name, record)
+        return (found.get(keys[0]), checked,
+                kind is not None and not shown(kind).get('deleted'))
+
+    def _association_in(self, record: Record, type_name: str) -> Row:
         for row in contents(record, 'type'):
-            if row['name'] == resource_type_name:
+            if row['name'] == type_name:
                 return self._association(row)
         raise exception.MetadefResourceTypeAssociationNotFound(
-            resource_type_name=resource_type_name,
-            namespace_name=namespace_name)
+            resource_type_name=type_name, namespace_name=record.id)
+
+    def metadef_resource_type_association_get(self, context, namespace_name,
+                                              resource_type_name):
+        _, record, known = self._linked(context, namespace_name,
+                                        resource_type_name)
+        if not known:
+            raise exception.MetadefResourceTypeNotFound(
+                resource_type_name=resource_type_name)
+        return self._association_in(record, resource_type_name)
 
     def metadef_resource_type_association_get_all_by_namespace(
             self, context, namespace_name):
@@ -192,10 +213,8 @@ class ResourceTypeCalls(ContentCalls):
     def metadef_resource_type_association_create(self, context,
                                                  namespace_name, values):
         name = values['name']
-        self._namespace(context, namespace_name)
-        try:
-            self.metadef_resource_type_get(context, name)
-        except exception.NotFound:
+        entry, _, known = self._linked(context, namespace_name, name)
+        if not known:
             self.metadef_resource_type_create(
                 context, {'name': name, 'protected': False})
         now = now_us()
@@ -211,16 +230,19 @@ class ResourceTypeCalls(ContentCalls):
                 'prefix': values.get('prefix'), 'created_at': now,
                 'updated_at': now,
                 'order': [self._records.clock.next(), 0]}}
-        self._records.update('namespace', namespace_name, change)
-        return self.metadef_resource_type_association_get(
-            context, namespace_name, name)
+        return self._association_in(self._records.update(
+            'namespace', namespace_name, change, entry), name)
 
     def metadef_resource_type_association_delete(self, context,
                                                  namespace_name,
                                                  resource_type_name):
-        row = self.metadef_resource_type_association_get(
-            context, namespace_name, resource_type_name)
+        entry, record, known = self._linked(context, namespace_name,
+                                            resource_type_name)
+        if not known:
+            raise exception.MetadefResourceTypeNotFound(
+                resource_type_name=resource_type_name)
+        row = self._association_in(record, resource_type_name)
         self._records.update(
             'namespace', namespace_name,
-            lambda present: {f'type:{resource_type_name}': REMOVED})
+            lambda present: {f'type:{resource_type_name}': REMOVED}, entry)
         return row

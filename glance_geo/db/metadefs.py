@@ -8,7 +8,7 @@ association with a resource type).
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from glance.common import exception
@@ -185,18 +185,20 @@ class NamespaceCalls(Calls):
         self._bury(record.id)
         return renamed
 
-    def _bury(self, name: str) -> None:
+    def _bury(self, name: str,
+              check: Callable[[Any], Any] = lambda present: None) -> Record:
         def change(present: Any) -> dict[str, Any]:
+            check(present)
             current = shown(present)
             return {'deleted': True, 'updated_at': now_us(), **{
                 field: REMOVED for field in current
                 if field.partition(':')[0] in CONTENTS}}
-        self._records.update('namespace', name, change)
+        return self._records.update('namespace', name, change)
 
     def metadef_namespace_delete(self, context, namespace_name):
-        record = self._namespace(context, namespace_name)
-        self._bury(namespace_name)
-        return namespace_row(record)
+        return namespace_row(self._bury(
+            namespace_name, lambda present: self._checked_namespace(
+                context, namespace_name, present)))
 
 
 class ContentCalls(NamespaceCalls):
@@ -304,8 +306,9 @@ class ContentCalls(NamespaceCalls):
                 **(self._stored(content, values) if values else {}),
                 'updated_at': now_us()}
             return changes
-        self._records.update('namespace', namespace, change)
-        return self._content(context, namespace, content, name)
+        record = self._records.update('namespace', namespace, change)
+        return next(row for row in contents(record, content)
+                    if row['name'] == name)
 
     def _take(self, context: Any, namespace: str, content: str,
               names: Iterable[str] | None) -> list[Row]:

@@ -96,7 +96,7 @@ class RecordStore:
             # The read has its answer; the next one tries again.
             LOG.info('%s: siblings stay for now: %s', record.key, error)
 
-    def _readable(self, found: Iterator[tuple[str, Entry]],
+    def readable(self, found: Iterator[tuple[str, Entry]],
                   ) -> Iterator[Record]:
         """Yield the records of entries; one that can't be read is said, and
         hides no other."""
@@ -118,14 +118,14 @@ class RecordStore:
     def get_keys(self, keys: Sequence[str]) -> Iterator[Record]:
         """Yield the readable records at those of the keys that exist."""
         found = self.engine.get_many(keys)
-        return self._readable((key, found[key]) for key in keys
+        return self.readable((key, found[key]) for key in keys
                               if key in found)
 
     def found(self, index: str, prefix: bytes) -> list[tuple[Entry, Record]]:
         """Return what an index has under terms that begin with a prefix."""
         return [(entry, record) for term, key, entry in self.engine.fetch(
                     index, prefix, terms.after(prefix))
-                for record in self._readable(iter(((key, entry),)))]
+                for record in self.readable(iter(((key, entry),)))]
 
     def images_of(self, id: str) -> list[Record]:
         """Return the images whose locations may name an image id.
@@ -160,7 +160,7 @@ class RecordStore:
         while True:
             page = self.engine.fetch(index, start, stop, reverse, batch)
             for term, key, entry in page:
-                for record in self._readable(iter(((key, entry),))):
+                for record in self.readable(iter(((key, entry),))):
                     # Of siblings, each left its terms: only those of the
                     # record that they merge to count.
                     if not siblings or terms.has(record, index, term):

@@ -8,6 +8,7 @@ carry ``created_at`` and ``id`` behind the value, which is how Glance breaks
 ties, so that one walk of an index yields a list in its final order.
 """
 
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +21,7 @@ from glance_geo.db import rows
 
 SEEN = 'seen/'
 CHANGED = 'changed'
+EQUAL = 'image.equal'
 IMAGE_SORT_KEYS = ('name', 'status', 'container_format', 'disk_format',
                    'size', 'id', 'created_at', 'updated_at')
 _SIGN = 1 << 63
@@ -84,21 +86,71 @@ def _seen(record: Record) -> Iterator[Term]:
             yield Term(SEEN + incarnation, b'%016x' % counter)
 
 
+def digest(field: str, value: Any) -> bytes:
+    """Return what stands for a field's value where only equality matters."""
+    return hashlib.blake2b(f'{field}\0{value}'.encode(),
+                           digest_size=12).digest()
+
+
+def visibility_scope(visibility: str) -> str:
+    return f'visibility={visibility}'
+
+
+def owner_scope(owner: str) -> str:
+    return f'owner={owner}'
+
+
+def member_scope(member: str | None, status: str) -> str:
+    return f'member={member}={status}'
+
+
 def _image(record: Record) -> Iterator[Term]:
-    values = rows.image_columns(record.id, shown(record))
+    shows = shown(record)
+    values = rows.image_columns(record.id, shows)
+    members = list(rows.memberships(record))
     if values['deleted']:
         yield Term('image.deleted', record.id.encode())
     else:
-        for key in IMAGE_SORT_KEYS:
-            yield Term(f'image.{key}', ordered(
-                values[key], values['created_at'], record.id))
-        yield Term('image.owner', ordered(values['owner'], record.id))
+        yield from _listed(record.id, values, members)
+        for field, value in _equal(values, shows):
+            yield Term(EQUAL, digest(field, value) + ordered(
+                values['created_at'], record.id), descends=True)
     if 'moved_from' in record.extra:
         yield Term('image.moved_from',
                    ordered(record.extra['moved_from'], record.id))
-    for member in rows.memberships(record):
+    for member in members:
         yield Term('image.member', ordered(member['member'], record.id))
         yield Term('image.member_id', ordered(member['id']))
+
+
+def _listed(id: str, values: dict[str, Any], members: list[Any],
+            ) -> Iterator[Term]:
+    """Yield the positions of an image in lists: per sort key, one among all
+    images and one in each scope."""
+    scopes = ['', '/' + visibility_scope(values['visibility'])]
+    if values['owner'] is not None:
+        scopes.append('/' + owner_scope(values['owner']))
+    if values['visibility'] == 'shared':
+        scopes += ['/' + member_scope(member['member'], member['status'])
+                   for member in members if not member['deleted']]
+    for key in IMAGE_SORT_KEYS:
+        term = ordered(values[key], values['created_at'], id)
+        for scope in scopes:
+            yield Term(f'image.{key}{scope}', term, descends=True)
+
+
+def _equal(values: dict[str, Any], shows: dict[str, Any],
+           ) -> Iterator[tuple[str, Any]]:
+    """Yield what an image is found by, beside the columns that sort."""
+    for name in ('checksum', 'os_hash_value'):
+        yield name, values[name]
+    if values['os_hidden']:
+        yield 'os_hidden', True
+    for field, data in shows.items():
+        if field.startswith('tag:'):
+            yield 'tag', field[4:]
+        elif field.startswith('prop:') and not data['removed']:
+            yield field, data['value']
 
 
 def _task(record: Record) -> Iterator[Term]:

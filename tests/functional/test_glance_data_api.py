@@ -16,6 +16,7 @@ from glance.context import RequestContext
 from glance.tests.functional.db import base, base_metadef, test_sqlalchemy
 
 from glance_geo.db import api, metadeffiles
+from tests import engines
 
 
 @pytest.fixture(autouse=True)
@@ -23,17 +24,15 @@ def in_glance_work_folder(glance_work_folder, monkeypatch):
     monkeypatch.chdir(glance_work_folder)
 
 
-def memory_url(test):
-    return 'memory://'
-
-
-def sqlite_url(test):
+def address(test, name):
     folder = tempfile.TemporaryDirectory()
     test.addCleanup(folder.cleanup)
-    return f'sqlite:///{Path(folder.name) / "metadata.db"}'
+    return engines.url(name, folder.name)
 
 
-ENGINES = {'Memory': memory_url, 'SQLite': sqlite_url}
+ENGINES = {'Memory': 'memory', 'SQLite': 'sqlite', 'Redis': 'redis',
+           'RedisSentinel': 'redis-sentinel', 'RedisCluster': 'redis-cluster',
+           'Riak': 'riak'}
 
 CLASSES = {
     'Driver': (base.TestDriver, base.DriverTests),
@@ -68,11 +67,11 @@ def reset(data_api):
     data_api.reset()
 
 
-def subclass(name, bases, url):
+def subclass(name, bases, engine):
     def setUp(self):
         def get_db(config):
             config(debug=False)
-            data_api = api.load(url(self))
+            data_api = api.load(address(self, engine))
             self.addCleanup(data_api.close)
             return data_api
         for function, ours in (('get_db', get_db), ('reset_db', reset)):
@@ -91,10 +90,10 @@ def subclass(name, bases, url):
     return made
 
 
-for _engine, _url in ENGINES.items():
+for _title, _engine in ENGINES.items():
     for _class, _bases in CLASSES.items():
-        globals()[f'Test{_class}On{_engine}'] = subclass(
-            f'Test{_class}On{_engine}', _bases, _url)
+        globals()[f'Test{_class}On{_title}'] = subclass(
+            f'Test{_class}On{_title}', _bases, _engine)
 
 
 def test_all_of_glances_tests_run():

@@ -14,6 +14,8 @@ from glance_geo.core import errors
 from glance_geo.core.interfaces import (
     Entry,
     MetadataEngine,
+    Position,
+    Range,
     Stored,
     Term,
     Trait,
@@ -90,20 +92,24 @@ class MemoryEngine(MetadataEngine):
             self._unindex(key)
             self._entries.pop(key, None)
 
-    def scan(self, index: str, start: bytes | None = None,
-             stop: bytes | None = None, reverse: bool = False,
-             limit: int | None = None) -> list[tuple[bytes, str]]:
+    def look(self, ranges: Sequence[Range], keys: Sequence[str] = (),
+             ) -> tuple[list[list[Position]], dict[str, Entry]]:
         with self._lock:
-            positions = self._indexes.get(index, [])
-            low = (0 if start is None
-                   else bisect.bisect_left(positions, (start, '')))
-            high = (len(positions) if stop is None
-                    else bisect.bisect_left(positions, (stop, '')))
-            found = positions[low:high]
-            if reverse:
-                # Ties keep ascending keys only within equal terms' order.
-                found = found[::-1]
-            return found[:limit]
+            return ([self._positions(range) for range in ranges],
+                    self.get_many(keys))
+
+    def _positions(self, range: Range) -> list[Position]:
+        positions = self._indexes.get(range.index, [])
+        low = (0 if range.start is None
+               else bisect.bisect_left(positions, (range.start, '')))
+        high = (len(positions) if range.stop is None
+                else bisect.bisect_left(positions, (range.stop, '')))
+        if range.limit is not None and range.reverse:
+            low = max(low, high - range.limit)
+        elif range.limit is not None:
+            high = min(high, low + range.limit)
+        found = positions[low:high]
+        return found[::-1] if range.reverse else found
 
     def indexes(self, prefix: str) -> list[str]:
         with self._lock:

@@ -7,7 +7,7 @@ share a slot: each put is one Lua script there, atomic with its indexes.
 
 Keys, with ``{P}`` the prefix: ``{P}:e:KEY`` an entry (hash: ``v`` value, ``s``
 stamp, ``t`` token, ``x`` its terms); ``{P}:i:INDEX`` an index (sorted set, all
-scores 0, so that members order bytewise); ``{P}:indexes`` their names;
+scores 0, so that members order bytewise); ``{P}:indexes`` their names (the same way);
 ``{P}:n`` the counters.
 """
 
@@ -23,6 +23,8 @@ from glance_geo.core import errors
 from glance_geo.core.interfaces import (
     Entry,
     MetadataEngine,
+    Position,
+    Range,
     Stored,
     Term,
     Trait,
@@ -188,33 +190,39 @@ class RedisEngine(MetadataEngine):
                      wait=True) < 0:
             raise errors.StaleToken(key)
 
-    def _range(self, script: redisscripts.Script, index: str,
-               start: bytes | None, stop: bytes | None, reverse: bool,
-               limit: int | None) -> list[Any]:
-        low = b'-' if start is None else b'[' + _member(start, '')[0][:-1]
-        high = b'+' if stop is None else b'(' + _member(stop, '')[0][:-1]
-        return self._run(script, f'{self._base}:i:{index}', low, high,
-                         int(reverse), -1 if limit is None else limit)
+    def _arguments(self, range: Range) -> list[Any]:
+        low = (b'-' if range.start is None
+               else b'[' + range.start.replace(b'\0', b'\0\xff'))
+        high = (b'+' if range.stop is None
+                else b'(' + range.stop.replace(b'\0', b'\0\xff'))
+        return [f'{self._base}:i:{range.index}', low, high,
+                int(range.reverse), -1 if range.limit is None
+                else range.limit]
 
-    def scan(self, index: str, start: bytes | None = None,
-             stop: bytes | None = None, reverse: bool = False,
-             limit: int | None = None) -> list[tuple[bytes, str]]:
-        return [_split(member) for member in self._range(
-            redisscripts.SCAN, index, start, stop, reverse, limit)]
+    def look(self, ranges: Sequence[Range], keys: Sequence[str] = (),
+             ) -> tuple[list[list[Position]], dict[str, Entry]]:
+        ranged = [argument for range in ranges
+                  for argument in self._arguments(range)]
+        positions, entries = self._run(redisscripts.LOOK, len(ranges),
+                                       *ranged, *keys)
+        return ([[_split(member) for member in found]
+                 for found in positions],
+                {key: self._entry(fields)
+                 for key, fields in zip(keys, entries, strict=True)
+                 if fields})
 
-    def fetch(self, index: str, start: bytes | None = None,
-              stop: bytes | None = None, reverse: bool = False,
-              limit: int | None = None) -> list[tuple[bytes, str, Entry]]:
-        found = self._range(redisscripts.FETCH, index, start, stop, reverse,
-                            limit)
-        return [(*_split(member), self._entry(fields))
-                for member, *fields in found]
+    def fetch_many(self, ranges: Sequence[Range],
+                   ) -> list[list[tuple[bytes, str, Entry]]]:
+        ranged = [argument for range in ranges
+                  for argument in self._arguments(range)]
+        return [[(*_split(member), self._entry(fields))
+                 for member, *fields in found]
+                for found in self._run(redisscripts.FETCH, *ranged)]
 
     def indexes(self, prefix: str) -> list[str]:
         cut = len(f'{self._base}:i:')
-        names = (name.decode()[cut:]
-                 for name in self._run(redisscripts.INDEXES))
-        return sorted(name for name in names if name.startswith(prefix))
+        return [name.decode()[cut:] for name in self._run(
+            redisscripts.INDEXES, f'{self._base}:i:{prefix}')]
 
     def last_number(self) -> int:
         return self._run(redisscripts.LAST)

@@ -72,13 +72,13 @@ for i, at in ipairs(cmsgpack.unpack(ARGV[4])) do
     gone[name] = nil
   else
     redis.call('ZADD', at[1], 0, member)
-    redis.call('SADD', KEYS[1] .. ':indexes', at[1])
+    redis.call('ZADD', KEYS[1] .. ':indexes', 0, at[1])
   end
 end
 for _, at in pairs(gone) do
   if redis.call('ZREM', at[1], at[2]) == 1
       and redis.call('EXISTS', at[1]) == 0 then
-    redis.call('SREM', KEYS[1] .. ':indexes', at[1])
+    redis.call('ZREM', KEYS[1] .. ':indexes', at[1])
   end
 end
 redis.call('HSET', entry, 'v', ARGV[2], 's', number, 't', token,
@@ -97,7 +97,7 @@ if present[2] then
   for _, at in ipairs(cmsgpack.unpack(present[2])) do
     redis.call('ZREM', at[1], at[2])
     if redis.call('EXISTS', at[1]) == 0 then
-      redis.call('SREM', KEYS[1] .. ':indexes', at[1])
+      redis.call('ZREM', KEYS[1] .. ':indexes', at[1])
     end
   end
   redis.call('DEL', entry)
@@ -106,38 +106,54 @@ return 0
 """)
 
 _RANGE = """
-local function range()
-  if ARGV[4] == '1' then
-    return redis.call('ZREVRANGEBYLEX', ARGV[1], ARGV[3], ARGV[2],
-                      'LIMIT', 0, ARGV[5])
+local function range(at)
+  if ARGV[at + 3] == '1' then
+    return redis.call('ZREVRANGEBYLEX', ARGV[at], ARGV[at + 2], ARGV[at + 1],
+                      'LIMIT', 0, ARGV[at + 4])
   end
-  return redis.call('ZRANGEBYLEX', ARGV[1], ARGV[2], ARGV[3],
-                    'LIMIT', 0, ARGV[5])
+  return redis.call('ZRANGEBYLEX', ARGV[at], ARGV[at + 1], ARGV[at + 2],
+                    'LIMIT', 0, ARGV[at + 4])
 end
 """
 
-SCAN = Script(_RANGE + 'return range()')
-
-FETCH = Script(_RANGE + """
-local found = {}
-for _, member in ipairs(range()) do
-  local key = string.match(member, '%z([^%z]*)$')
-  local entry = redis.call('HMGET', KEYS[1] .. ':e:' .. key, 'v', 's', 't')
-  if entry[3] then
-    found[#found + 1] = {member, entry[1], entry[2], entry[3]}
-  end
+# ARGV: how many ranges, five arguments for each, then keys.
+LOOK = Script(_RANGE + """
+local ranges = tonumber(ARGV[1])
+local positions, entries = {}, {}
+for i = 1, ranges do positions[i] = range(5 * i - 3) end
+for i = 5 * ranges + 2, #ARGV do
+  local entry = redis.call('HMGET', KEYS[1] .. ':e:' .. ARGV[i],
+                           'v', 's', 't')
+  entries[#entries + 1] = entry[3] and entry or {}
 end
-return found
+return {positions, entries}
 """)
 
-INDEXES = Script("return redis.call('SMEMBERS', KEYS[1] .. ':indexes')")
+FETCH = Script(_RANGE + """
+local all = {}
+for at = 1, #ARGV, 5 do
+  local found = {}
+  for _, member in ipairs(range(at)) do
+    local key = string.match(member, '%z([^%z]*)$')
+    local entry = redis.call('HMGET', KEYS[1] .. ':e:' .. key, 'v', 's', 't')
+    if entry[3] then
+      found[#found + 1] = {member, entry[1], entry[2], entry[3]}
+    end
+  end
+  all[#all + 1] = found
+end
+return all
+""")
+
+INDEXES = Script("return redis.call('ZRANGEBYLEX', KEYS[1] .. ':indexes', "
+                 "'[' .. ARGV[1], '(' .. ARGV[1] .. '\\255')")
 
 LAST = Script("return tonumber(redis.call('HGET', KEYS[1] .. ':n', 'put') "
               "or 0)")
 
 # In steps, so that no other user of the server waits long.
 RESET = Script("""
-for _, index in ipairs(redis.call('SMEMBERS', KEYS[1] .. ':indexes')) do
+for _, index in ipairs(redis.call('ZRANGE', KEYS[1] .. ':indexes', 0, -1)) do
   redis.call('UNLINK', index)
 end
 redis.call('DEL', KEYS[1] .. ':indexes')

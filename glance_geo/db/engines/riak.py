@@ -24,6 +24,8 @@ from glance_geo.core import errors
 from glance_geo.core.interfaces import (
     Entry,
     MetadataEngine,
+    Position,
+    Range,
     Stored,
     Term,
     Trait,
@@ -210,20 +212,28 @@ class RiakEngine(MetadataEngine):
                 found.delete(timeout=self._timeout_ms)
         self._call(remove)
 
-    def scan(self, index: str, start: bytes | None = None,
-             stop: bytes | None = None, reverse: bool = False,
-             limit: int | None = None) -> list[tuple[bytes, str]]:
-        first, last = bounds(index, start, stop, reverse)
-        found: list[tuple[bytes, str]] = []
+    def look(self, ranges: Sequence[Range], keys: Sequence[str] = (),
+             ) -> tuple[list[list[Position]], dict[str, Entry]]:
+        if len(ranges) == 1 and not keys:
+            return [self._positions(ranges[0])], {}
+        scans = [self._pool.submit(self._positions, range)
+                 for range in ranges]
+        entries = self.get_many(keys)
+        return [scan.result() for scan in scans], entries
+
+    def _positions(self, range: Range) -> list[Position]:
+        first, last = bounds(range.index, range.start, range.stop,
+                             range.reverse)
+        field = _DOWN if range.reverse else _UP
+        found: list[Position] = []
         continuation = None
-        while limit is None or len(found) < limit:
-            size = _PAGE if limit is None else min(_PAGE,
-                                                   limit - len(found))
+        while range.limit is None or len(found) < range.limit:
+            size = _PAGE if range.limit is None else min(
+                _PAGE, range.limit - len(found))
             pairs, continuation = self._call(
                 lambda node, size=size, after=continuation: self._page(
-                    node, _DOWN if reverse else _UP, first, last, size,
-                    after))
-            found += [(term_of(index, value, reverse), key)
+                    node, field, first, last, size, after))
+            found += [(term_of(range.index, value, range.reverse), key)
                       for value, key in pairs]
             if continuation is None:
                 break

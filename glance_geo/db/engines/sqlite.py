@@ -22,6 +22,8 @@ from glance_geo.core import errors
 from glance_geo.core.interfaces import (
     Entry,
     MetadataEngine,
+    Position,
+    Range,
     Stored,
     Term,
     Trait,
@@ -250,36 +252,38 @@ class SQLiteEngine(MetadataEngine):
                 [(i, t, key) for i, t in _terms(row[1])])
 
     @staticmethod
-    def _range(index: str, start: bytes | None, stop: bytes | None,
-               reverse: bool, limit: int | None) -> tuple[str, list[Any]]:
+    def _select(range: Range) -> tuple[str, list[Any]]:
         where = ['idx = ?']
-        arguments: list[Any] = [index]
-        if start is not None:
+        arguments: list[Any] = [range.index]
+        if range.start is not None:
             where.append('term >= ?')
-            arguments.append(start)
-        if stop is not None:
+            arguments.append(range.start)
+        if range.stop is not None:
             where.append('term < ?')
-            arguments.append(stop)
-        way = 'DESC' if reverse else 'ASC'
+            arguments.append(range.stop)
+        way = 'DESC' if range.reverse else 'ASC'
         return (f'SELECT term, key FROM terms WHERE {" AND ".join(where)} '
                 f'ORDER BY term {way}, key {way} LIMIT ?',
-                [*arguments, -1 if limit is None else limit])
+                [*arguments, -1 if range.limit is None else range.limit])
 
-    def scan(self, index: str, start: bytes | None = None,
-             stop: bytes | None = None, reverse: bool = False,
-             limit: int | None = None) -> list[tuple[bytes, str]]:
-        return self._query(*self._range(index, start, stop, reverse, limit))
+    def look(self, ranges: Sequence[Range], keys: Sequence[str] = (),
+             ) -> tuple[list[list[Position]], dict[str, Entry]]:
+        return ([self._query(*self._select(range)) for range in ranges],
+                self.get_many(keys))
 
-    def fetch(self, index: str, start: bytes | None = None,
-              stop: bytes | None = None, reverse: bool = False,
-              limit: int | None = None) -> list[tuple[bytes, str, Entry]]:
-        sql, arguments = self._range(index, start, stop, reverse, limit)
-        # SQLite keeps the order of the inner query: it is the outer loop.
-        return [(term, key, Entry((value,), stamp, revision))
+    def fetch_many(self, ranges: Sequence[Range],
+                   ) -> list[list[tuple[bytes, str, Entry]]]:
+        found = []
+        for range in ranges:
+            sql, arguments = self._select(range)
+            # SQLite keeps the order of the inner query: it is the outer loop.
+            found.append([
+                (term, key, Entry((value,), stamp, revision))
                 for term, key, value, stamp, revision in self._query(
                     f'SELECT t.term, t.key, value, stamp, revision FROM '
                     f'({sql}) AS t CROSS JOIN entries AS e ON e.key = t.key',
-                    arguments)]
+                    arguments)])
+        return found
 
     def indexes(self, prefix: str) -> list[str]:
         # A loose scan: one seek per index instead of one row per term.
