@@ -128,7 +128,7 @@ def agent(conf: cfg.ConfigOpts) -> Agent:
     :raises ConfigurationInvalid, StoreUnusable: naming what is wrong
     """
     from glance_geo.replication import identity
-    from glance_geo.replication.agent import Agent
+    from glance_geo.replication.agent import Agent, Intervals
     from glance_geo.replication.client import PeerClient
     options.register(conf)
     options.check_site(conf)
@@ -138,7 +138,9 @@ def agent(conf: cfg.ConfigOpts) -> Agent:
              for site, host, port in options.peers(conf)]
     return Agent(group.site_name, options.node_name(conf),
                  installed_data_api(conf).records, chunk_store(conf), peers,
-                 group.sync_interval, group.collect_interval)
+                 Intervals(group.sync_interval, group.collect_interval,
+                           group.audit_interval, group.tombstone_interval,
+                           group.geo_trash_days))
 
 
 def start_agent(conf: cfg.ConfigOpts, made: Agent) -> None:
@@ -146,9 +148,12 @@ def start_agent(conf: cfg.ConfigOpts, made: Agent) -> None:
     from glance_geo.replication import identity
     group = conf[options.GROUP]
     _, cert_file, key_file = tls_files(conf)
-    made.start(options.listen_address(conf),
+    made.start(options.address(conf, 'listen'),
                identity.context(ssl.Purpose.CLIENT_AUTH, *tls_files(conf)),
                cert_file, key_file, group.agent_socket, group.peer_timeout)
+    if group.metrics_listen:
+        from glance_geo.replication import metrics
+        metrics.serve(made.status, options.address(conf, 'metrics_listen'))
 
 
 def guard_against_sql() -> None:

@@ -33,9 +33,15 @@ site_opts = [
     cfg.StrOpt(
         'metadata_backend',
         default='sqlite:////var/lib/glance-geo/metadata.db',
+        secret=True,
         help='Where metadata lives. The scheme picks the engine: '
-             '``sqlite:////path`` (embedded, one node) or ``memory://`` '
-             '(tests). ``sql`` leaves metadata to Glance\'s own database.'),
+             '``sqlite:////path`` (embedded, one node), '
+             '``redis://[user:password@]host``, '
+             '``redis+sentinel://host,host/master``, '
+             '``redis+cluster://host,host`` (``rediss`` for TLS), '
+             '``riak://host,host/bucket?type=…`` or ``memory://`` (tests). '
+             'The operator guide has their options. ``sql`` leaves metadata '
+             'to Glance\'s own database.'),
     cfg.StrOpt(
         'agent_socket', default='/run/glance-geo/agent.sock',
         help='Unix socket on which this node\'s glance-geo-agent serves '
@@ -78,6 +84,24 @@ agent_opts = [
         'peer_timeout', default=10.0, min=0.1,
         help='Seconds without an answer after which a peer counts as '
              'unreachable.'),
+    cfg.FloatOpt(
+        'audit_interval', default=3600.0, min=0,
+        help='Seconds between audits of the metadata with each peer: both '
+             'sites\' digests over all records are compared, and what '
+             'differs is brought together. 0: none.'),
+    cfg.FloatOpt(
+        'tombstone_interval', default=60.0, min=0.1,
+        help='Seconds between looks for deleted records that every site has '
+             'passed, which can be forgotten.'),
+    cfg.FloatOpt(
+        'geo_trash_days', default=7.0, min=0,
+        help='Days for which a deleted record is kept at least, and for '
+             'which the bits of an image stay whose deletion met a change '
+             'that it had not seen.'),
+    cfg.StrOpt(
+        'metrics_listen', default='', sample_default='127.0.0.1:9495',
+        help='``address:port`` on which the agent serves metrics to '
+             'Prometheus, without authentication. Empty: none.'),
     cfg.IntOpt(
         'collect_interval', default=600, min=1,
         help='Seconds between collections of chunks that nothing refers to.'),
@@ -177,15 +201,16 @@ def peers(conf: cfg.ConfigOpts) -> list[tuple[str, str, int]]:
     return found
 
 
-def listen_address(conf: cfg.ConfigOpts) -> tuple[str, int]:
-    """Return the (host, port) to serve other nodes on.
+def address(conf: cfg.ConfigOpts, option: str) -> tuple[str, int]:
+    """Return the (host, port) that an option holds.
 
     :raises ConfigurationInvalid: not host:port
     """
-    host, colon, port = conf[GROUP].listen.rpartition(':')
+    text = conf[GROUP][option]
+    host, colon, port = text.rpartition(':')
     if not colon or not port.isdigit():
         raise errors.ConfigurationInvalid(
-            f'[{GROUP}] listen = {conf[GROUP].listen!r} is not address:port')
+            f'[{GROUP}] {option} = {text!r} is not address:port')
     return host.strip('[]'), int(port)
 
 

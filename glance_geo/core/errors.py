@@ -70,6 +70,10 @@ class PeerMisbehaved(GeoError):
     """A node's answer breaks the protocol; it is dropped whole."""
 
 
+class SiteRetired(PeerRefused):
+    """The site was released; it must bootstrap before it takes part again."""
+
+
 class BitsElsewhere(GeoError):
     """Placement keeps an image's bits at sites that this is not."""
 

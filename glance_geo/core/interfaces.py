@@ -20,6 +20,7 @@ from collections.abc import (
 )
 from typing import Any, Protocol
 
+from glance_geo.core.digests import Digests
 from glance_geo.core.manifest import Extent, Manifest, SegmentRef
 from glance_geo.core.records import Context, Record
 
@@ -32,6 +33,7 @@ class Trait(enum.Enum):
     DURABLE = 'durable'
     REPLICATES = 'replicates'
     CHANGE_FEED = 'change feed'
+    SHARED = 'shared by nodes'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,6 +242,33 @@ class RecordLog(Protocol):
     def newer(self, than: Mapping[str, int]) -> Iterator[Record]: ...
 
     def renew_incarnation(self) -> str: ...
+
+    @property
+    def replicates(self) -> bool: ...
+
+    @property
+    def feeds(self) -> bool: ...
+
+    def known(self) -> dict[str, Context]: ...
+
+    def learn(self, known: Mapping[str, Mapping[str, int]]) -> None: ...
+
+    def digests(self) -> Digests: ...
+
+    def bucket(self, number: int) -> dict[str, bytes]: ...
+
+    def states(self, keys: Sequence[str]) -> Iterator[Record]: ...
+
+    def is_gone(self, record: Record) -> bool: ...
+
+    def drop(self, key: str, seen: Mapping[str, int]) -> bool: ...
+
+    def tombstones(self, before_us: int,
+                   ) -> Iterator[tuple[Record, Any]]: ...
+
+    def forget(self, key: str, token: Any) -> bool: ...
+
+    def wait(self, number: int, timeout: float) -> int: ...
 
 
 class ChunkSession(Protocol):

@@ -59,6 +59,23 @@ class Birth:
     nonce: str
 
 
+@dataclasses.dataclass(frozen=True, order=True)
+class Sealed:
+    """A state of a record that only a newer release can read.
+
+    It is kept and passed on as it came. Its context lets it be dropped once
+    something that has seen all of it is here.
+    """
+
+    value: bytes
+    version: int
+    seen: tuple[tuple[str, int], ...]
+
+    @property
+    def context(self) -> Context:
+        return dict(self.seen)
+
+
 @dataclasses.dataclass
 class Record:
     """One metadata document.
@@ -66,7 +83,9 @@ class Record:
     :ivar kind: ``image``, ``namespace``, ``task``, ``site``, ``holding``, …
     :ivar id: unique within the kind
     :ivar birth: None for kinds whose key can't be claimed twice
+    :ivar context: the writes that ``fields`` have seen
     :ivar extra: top-level entries of newer releases, kept and passed on
+    :ivar sealed: states that this release can't read, in order
     """
 
     kind: str
@@ -75,6 +94,15 @@ class Record:
     context: Context = dataclasses.field(default_factory=dict)
     fields: dict[str, Siblings] = dataclasses.field(default_factory=dict)
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)
+    sealed: tuple[Sealed, ...] = ()
+
+    @property
+    def seen(self) -> Context:
+        """All writes that are in the record, read or not."""
+        seen = dict(self.context)
+        for part in self.sealed:
+            seen = join(seen, part.context)
+        return seen
 
     @property
     def key(self) -> str:
@@ -132,6 +160,23 @@ def number(record: Record, incarnation: str, counter: int) -> Record:
     return record
 
 
+def includes(a: Mapping[str, int], b: Mapping[str, int]) -> bool:
+    """Say whether a context has seen all that another has."""
+    return all(counter <= a.get(site, -1) for site, counter in b.items())
+
+
+def _merge_sealed(parts: Iterable[Sealed], context: Context,
+                  ) -> tuple[Sealed, ...]:
+    """Unite sealed states, less those that another part has seen whole."""
+    kept = sorted(set(parts))
+    return tuple(
+        part for part in kept
+        if not includes(context, part.context) and not any(
+            includes(other.context, part.context)
+            and (not includes(part.context, other.context) or other < part)
+            for other in kept if other is not part))
+
+
 def _merge_field(a: Siblings, a_context: Context,
                  b: Siblings, b_context: Context) -> Siblings:
     kept = {dot: value for dot, value in a.items()
@@ -158,8 +203,9 @@ def merge(a: Record, b: Record) -> Record:
     extra = {name: max((side[name] for side in (a.extra, b.extra)
                         if name in side), key=repr)
              for name in sorted(a.extra.keys() | b.extra.keys())}
-    return Record(a.kind, a.id, a.birth, join(a.context, b.context), fields,
-                  extra)
+    context = join(a.context, b.context)
+    return Record(a.kind, a.id, a.birth, context, fields, extra,
+                  _merge_sealed((*a.sealed, *b.sealed), context))
 
 
 def unite(states: Iterable[Record]) -> Record:

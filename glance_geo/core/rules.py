@@ -22,7 +22,13 @@ anything else             the write with the highest clock reading
 from collections.abc import Mapping
 from typing import Any
 
-from glance_geo.core.records import Dot, Record, Sibling, Siblings
+from glance_geo.core.records import (
+    Dot,
+    Record,
+    Sibling,
+    Siblings,
+    covers,
+)
 
 _NARROWNESS = {'private': 3, 'shared': 2, 'community': 1, 'public': 0}
 
@@ -84,6 +90,26 @@ def shown(record: Record) -> dict[str, Any]:
     return {name: (next(iter(siblings.values())).data if len(siblings) == 1
                    else resolve(name, siblings))
             for name, siblings in record.fields.items()}
+
+
+def overtaken(record: Record) -> int | None:
+    """Say whether a final deletion met changes that it had not seen.
+
+    :returns: when it was deleted, in microseconds since 1970; None if it is
+        not deleted, or the deletion had seen everything
+    """
+    siblings = record.fields.get('deletion')
+    if not siblings:
+        return None
+    deletion = resolve('deletion', siblings)
+    if not deletion.get('deleted') or 'seen' not in deletion:
+        return None
+    for name, values in record.fields.items():
+        for dot in values:
+            if (name != 'deletion' and dot not in siblings
+                    and not covers(deletion['seen'], dot)):
+                return deletion.get('deleted_at')
+    return None
 
 
 def conflicts(record: Record) -> dict[str, list[dict[str, Any]]]:

@@ -49,7 +49,8 @@ _RETRY_AFTER_SECONDS = '5'
 
 
 def _answering(call: Callable[..., Any]) -> Callable[..., Any]:
-    """Make an engine that does not answer a 503 for Glance's callers."""
+    """Make an engine that does not answer a 503 for Glance's callers, and a
+    record that can't be read an error that names it."""
     @functools.wraps(call)
     def answer(*arguments: Any, **options: Any) -> Any:
         try:
@@ -60,6 +61,10 @@ def _answering(call: Callable[..., Any]) -> Callable[..., Any]:
                 explanation=f'Image metadata is unavailable: {error}')
             refusal.headers['Retry-After'] = _RETRY_AFTER_SECONDS
             raise refusal from error
+        except (errors.RecordCorrupt, errors.RecordTooNew) as error:
+            LOG.error('%s: %s', call.__name__, error)
+            raise webob.exc.HTTPInternalServerError(
+                explanation=f'Metadata can not be read: {error}') from error
     return answer
 
 

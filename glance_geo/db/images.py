@@ -264,9 +264,11 @@ class ImageCalls(LocationCalls):
             self._check_mutable(context,
                                 rows.image_columns(image_id, current))
             now = now_us()
+            # What it has seen tells later whether a change met it: then the
+            # bits stay in the trash for a while.
             return {'updated_at': now, 'deletion': {
                 **(current.get('deletion') or {}), 'deleted': True,
-                'deleted_at': now}}
+                'deleted_at': now, 'seen': dict(record.context)}}
         record = self._records.update('image', image_id, change)
         return self._row(context, record)
 

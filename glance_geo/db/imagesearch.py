@@ -107,7 +107,8 @@ class ImageSearch:
         if self._marker_key:
             entry = entries.get(self._marker_key)
             self._marker = check_marker(
-                None if entry is None else self._records.read(entry))
+                None if entry is None
+                else self._records.read(self._marker_key, entry))
             streams = self._streams()
         if early:
             for stream in reversed(streams):
@@ -211,7 +212,7 @@ class ImageSearch:
             entry = found[2] if len(found) == 3 else entries.get(key)
             if entry is None:
                 continue
-            for record in self._records.readable(iter(((key, entry),))):
+            for record in self._records.readable([(key, entry)]):
                 if not self._check_terms or any(
                         terms.has(record, part.index, term)
                         for part in self._plan.streams):

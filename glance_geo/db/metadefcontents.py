@@ -183,7 +183,7 @@ class ResourceTypeCalls(ContentCalls):
         """
         keys = [f'namespace/{namespace_name}', f'resource_type/{type_name}']
         found = self._records.engine.get_many(keys)
-        record, kind = (self._records.read(found[key]) if key in found
+        record, kind = (self._records.read(key, found[key]) if key in found
                         else None for key in keys)
         checked = self._checked_namespace(context, namespace_name, record)
         return (found.get(keys[0]), checked,

@@ -1,43 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Records through a metadata engine: read, write, absorb, list by change.
+"""Records through a metadata engine: read, list, write, absorb.
 
 What other sites wrote is merged in here; how this site's writes get their
-dots is in ``writers``.
+dots is in ``writers``, and what the sync between sites asks in
+``recordsync``.
 """
 
 import logging
 import random
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
-
-import msgpack
 
 from glance_geo.core import births, codec, errors, records
 from glance_geo.core.clock import HybridClock
-from glance_geo.core.interfaces import Entry, MetadataEngine, Trait
-from glance_geo.core.records import Birth, Context, Record
+from glance_geo.core.interfaces import Entry, MetadataEngine, Term, Trait
+from glance_geo.core.records import Birth, Record
 from glance_geo.db import terms, writers
+from glance_geo.db.recordsync import RecordSync, wall_ms
 
 LOG = logging.getLogger(__name__)
 
 _ATTEMPTS = 100
 _BATCH = 200
-# How far back a follower of an engine without numbers looks, for writes that
-# became visible late or were stamped by a clock that is behind: in ms.
-_OVERLAP_MS = 60_000
-_CHANGED = 'changed'
-
 # Gets the record, or None; typed loosely since most callers know which.
 Change = Callable[[Any], Mapping[str, Any] | None]
 
 
-def _wall_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
-class RecordStore:
+class RecordStore(RecordSync):
     """The records of one site.
 
     :param changed: called after each local write; must not block
@@ -48,10 +39,9 @@ class RecordStore:
                  clock: HybridClock | None = None):
         self.engine = engine
         self.site = site
-        self.clock = clock or HybridClock(_wall_ms)
+        self.clock = clock or HybridClock(wall_ms)
         self.changed = changed
         self._writer = writers.writer(engine, site)
-        self._vector_key = f'local/{site}/vector'
 
     @property
     def incarnation(self) -> str:
@@ -62,6 +52,15 @@ class RecordStore:
     def replicates(self) -> bool:
         """Whether the engine itself brings records to the other sites."""
         return Trait.REPLICATES in self.engine.traits
+
+    @property
+    def feeds(self) -> bool:
+        """Whether other nodes write here too, and ``wait`` tells of it."""
+        return {Trait.SHARED, Trait.CHANGE_FEED} <= self.engine.traits
+
+    def wait(self, number: int, timeout: float) -> int:
+        """Wait for a write after this one; see the engine's method."""
+        return self.engine.wait(number, timeout)
 
     def renew_incarnation(self) -> str:
         """Number writes under a new name from now on.
@@ -74,14 +73,31 @@ class RecordStore:
         return self.incarnation
 
     # -- reading ----------------------------------------------------------
-    def read(self, entry: Entry) -> Record:
+    def state(self, entry: Entry) -> Record:
         """Return the record of an entry, and unite its siblings.
 
-        :raises RecordCorrupt, RecordTooNew: it can't be read
+        :raises RecordCorrupt: it can't be read
         """
         record, *aside = writers.decode(entry)
         if len(entry.values) > 1:
             self._unite(record, aside, entry)
+        return record
+
+    def read(self, key: str, entry: Entry) -> Record:
+        """Like ``state``, for callers that need all of the record.
+
+        :raises RecordCorrupt, RecordTooNew: naming the record
+        """
+        try:
+            record = self.state(entry)
+        except (errors.RecordCorrupt, errors.RecordTooNew) as error:
+            raise type(error)(f'{key.replace("/", " ", 1)}: {error}'
+                              ) from error
+        if record.sealed:
+            raise errors.RecordTooNew(
+                f'{key.replace("/", " ", 1)} was written by a newer release '
+                f'({", ".join(codec.not_understood(record))}); upgrade site '
+                f'{self.site} to read it')
         return record
 
     def _unite(self, record: Record, aside: Sequence[Record],
@@ -91,41 +107,50 @@ class RecordStore:
             for loser in aside:
                 self.absorb(loser)
             self.engine.put(record.key, codec.encode(record), entry.token,
-                            terms.of(record, self._writer.numbered))
+                            self._terms(record))
         except (errors.StaleToken, errors.EngineUnavailable) as error:
             # The read has its answer; the next one tries again.
             LOG.info('%s: siblings stay for now: %s', record.key, error)
 
-    def readable(self, found: Iterator[tuple[str, Entry]],
-                  ) -> Iterator[Record]:
+    def _terms(self, record: Record) -> list[Term]:
+        """Return a record's terms; of one with malformed fields, which a
+        peer may send, those by which it is passed on."""
+        try:
+            return list(terms.of(record, self._writer.numbered))
+        except Exception as error:  # whatever a malformed field trips
+            LOG.error('%s is kept, but shown nowhere: %r', record.key, error)
+            return list(terms.least(record, self._writer.numbered))
+
+    def readable(self, found: Iterable[tuple[str, Entry]],
+                 ) -> Iterator[Record]:
         """Yield the records of entries; one that can't be read is said, and
         hides no other."""
         for key, entry in found:
             try:
-                yield self.read(entry)
+                yield self.read(key, entry)
             except (errors.RecordCorrupt, errors.RecordTooNew) as error:
-                LOG.error('Record %s at site %s is left out: %s', key,
-                          self.site, error)
+                LOG.error('Left out at site %s: %s', self.site, error)
 
     def get(self, kind: str, id: str) -> Record | None:
         """Return a record, tombstones included.
 
         :raises RecordCorrupt, RecordTooNew: it can't be read
         """
-        entry = self.engine.get(f'{kind}/{id}')
-        return None if entry is None else self.read(entry)
+        key = f'{kind}/{id}'
+        entry = self.engine.get(key)
+        return None if entry is None else self.read(key, entry)
 
     def get_keys(self, keys: Sequence[str]) -> Iterator[Record]:
         """Yield the readable records at those of the keys that exist."""
         found = self.engine.get_many(keys)
         return self.readable((key, found[key]) for key in keys
-                              if key in found)
+                             if key in found)
 
     def found(self, index: str, prefix: bytes) -> list[tuple[Entry, Record]]:
         """Return what an index has under terms that begin with a prefix."""
         return [(entry, record) for term, key, entry in self.engine.fetch(
                     index, prefix, terms.after(prefix))
-                for record in self.readable(iter(((key, entry),)))]
+                for record in self.readable([(key, entry)])]
 
     def images_of(self, id: str) -> list[Record]:
         """Return the images whose locations may name an image id.
@@ -160,7 +185,7 @@ class RecordStore:
         while True:
             page = self.engine.fetch(index, start, stop, reverse, batch)
             for term, key, entry in page:
-                for record in self.readable(iter(((key, entry),))):
+                for record in self.readable([(key, entry)]):
                     # Of siblings, each left its terms: only those of the
                     # record that they merge to count.
                     if not siblings or terms.has(record, index, term):
@@ -203,7 +228,7 @@ class RecordStore:
                 if entry is None:
                     entry = self.engine.get(key)
                 present = self._writer.seen(
-                    key, None if entry is None else self.read(entry))
+                    key, None if entry is None else self.read(key, entry))
                 changes = change(present)
                 if changes is None:
                     return present
@@ -248,7 +273,7 @@ class RecordStore:
         for _ in range(_ATTEMPTS):
             entry = self.engine.get(incoming.key)
             present = self._writer.seen(
-                incoming.key, None if entry is None else self.read(entry))
+                incoming.key, self._mergeable(incoming.key, entry))
             kept, *aside = births.reconcile(present, incoming)
             # What moves aside is stored first: a crash in between must not
             # lose it.
@@ -259,69 +284,20 @@ class RecordStore:
             try:
                 self.engine.put(kept.key, codec.encode(kept),
                                 entry.token if entry else None,
-                                terms.of(kept, self._writer.numbered))
+                                self._terms(kept))
                 return True
             except errors.StaleToken:
                 continue
         raise errors.EngineUnavailable(
             f'{incoming.key}: {_ATTEMPTS} writers got in between')
 
-    def vector(self) -> Context:
-        """Return, for each incarnation, up to where its writes are here.
-
-        On an engine without numbers: where a follower may go on from.
-        """
-        if not self._writer.numbered:
-            return {_CHANGED: _wall_ms()}
-        # The own number is read first: writes that come meanwhile are sent
-        # again, which costs little; the other order would lose them.
-        own = self.engine.last_number()
-        entry = self.engine.get(self._vector_key)
-        seen: Context = msgpack.unpackb(entry.values[0]) if entry else {}
-        seen[self.incarnation] = max(own, seen.get(self.incarnation, 0))
-        return seen
-
-    def advance(self, seen: Mapping[str, int]) -> None:
-        """Note that everything up to here has been absorbed."""
-        for _ in range(_ATTEMPTS):
-            entry = self.engine.get(self._vector_key)
-            present = msgpack.unpackb(entry.values[0]) if entry else {}
-            joined = records.join(present, seen)
-            joined.pop(self.incarnation, None)
-            if joined == present:
-                return
-            try:
-                self.engine.put(self._vector_key, msgpack.packb(joined),
-                                entry.token if entry else None, ())
-                return
-            except errors.StaleToken:
-                continue
-        raise errors.EngineUnavailable('the sync vector is contended')
-
-    def newer(self, than: Mapping[str, int]) -> Iterator[Record]:
-        """Yield the records with writes that a vector has not seen.
-
-        Per incarnation in the order of the writes; a record that is newer in
-        several is yielded once.
-        """
-        sent: set[str] = set()
-        if not self._writer.numbered:
-            since = than.get(_CHANGED, 0) - _OVERLAP_MS
-            yield from self._from(terms.CHANGED, max(0, since), sent)
-            return
-        for index in self.engine.indexes(terms.SEEN):
-            known = than.get(index[len(terms.SEEN):], 0)
-            yield from self._from(index, known + 1, sent)
-
-    def _from(self, index: str, position: int,
-              sent: set[str]) -> Iterator[Record]:
-        start = b'%016x' % position
-        while True:
-            page = self.engine.scan(index, start, None, False, _BATCH)
-            keys = [key for _, key in page if key not in sent]
-            sent.update(keys)
-            yield from self.get_keys(keys)
-            if len(page) < _BATCH:
-                return
-            # Not past it: two records may have seen the same write.
-            start = page[-1][0]
+    def _mergeable(self, key: str, entry: Entry | None) -> Record | None:
+        """Return the record to merge with; a corrupt one gives way."""
+        if entry is None:
+            return None
+        try:
+            return self.state(entry)
+        except (errors.RecordCorrupt, errors.RecordTooNew) as error:
+            LOG.error('%s at site %s is replaced by what another site has: '
+                      '%s', key, self.site, error)
+            return None

@@ -22,6 +22,7 @@ from glance_geo.db import rows
 SEEN = 'seen/'
 CHANGED = 'changed'
 EQUAL = 'image.equal'
+GONE = 'gone'
 IMAGE_SORT_KEYS = ('name', 'status', 'container_format', 'disk_format',
                    'size', 'id', 'created_at', 'updated_at')
 _SIGN = 1 << 63
@@ -56,6 +57,39 @@ def of(record: Record, numbered: bool = True) -> Iterator[Term]:
     :param numbered: by the writes that it has seen, for the sync between
         sites; otherwise by the clock reading of its last change
     """
+    yield from least(record, numbered)
+    gone = gone_since(record)
+    if gone is not None:
+        yield Term(GONE, b'%016x/%s' % (gone, record.key.encode()))
+    by_kind = _BY_KIND.get(record.kind)
+    if by_kind is not None:
+        yield from by_kind(record)
+
+
+def gone_since(record: Record) -> int | None:
+    """Return when a record was deleted, in microseconds since 1970; None if
+    it lives."""
+    if record.sealed:
+        return None
+    values = shown(record)
+    if record.kind == 'image':
+        deletion = values.get('deletion') or {}
+        final = (deletion.get('deleted')
+                 and deletion.get('status') != 'pending_delete')
+        return deletion.get('deleted_at') if final else None
+    if record.kind == 'holding':
+        holding = values.get('holding') or {}
+        if holding.get('total'):
+            return None
+        return max((clock.milliseconds(value.hlc) for value in record.fields.get(
+            'holding', {}).values()), default=0) * 1000
+    if values.get('deleted'):
+        return values.get('deleted_at') or values.get('updated_at')
+    return None
+
+
+def least(record: Record, numbered: bool) -> Iterator[Term]:
+    """Yield the terms that do not depend on what the fields say."""
     yield Term(kind_index(record.kind), record.id.encode())
     if numbered:
         yield from _seen(record)
@@ -65,9 +99,6 @@ def of(record: Record, numbered: bool = True) -> Iterator[Term]:
         # With the key: many records may change within a millisecond.
         yield Term(CHANGED, b'%016x/%s' % (clock.milliseconds(last),
                                            record.key.encode()))
-    by_kind = _BY_KIND.get(record.kind)
-    if by_kind is not None:
-        yield from by_kind(record)
 
 
 def has(record: Record, index: str, term: bytes) -> bool:
@@ -77,7 +108,7 @@ def has(record: Record, index: str, term: bytes) -> bool:
 
 
 def _seen(record: Record) -> Iterator[Term]:
-    for incarnation, counter in record.context.items():
+    for incarnation, counter in record.seen.items():
         if incarnation.startswith(NO_SITE):
             continue
         if counter == PENDING:
@@ -105,6 +136,8 @@ def member_scope(member: str | None, status: str) -> str:
 
 
 def _image(record: Record) -> Iterator[Term]:
+    if record.sealed:
+        return      # not shown before it can be read
     shows = shown(record)
     values = rows.image_columns(record.id, shows)
     members = list(rows.memberships(record))

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The agent: syncs records, fetches and serves chunks, follows placement."""
 
+import dataclasses
 import logging
 import ssl
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 from glance_geo.core import codec, errors
 from glance_geo.core.interfaces import LocalChunks, RecordLog
 from glance_geo.core.rules import shown
-from glance_geo.replication import sources
+from glance_geo.replication import audit, membership, sources, tombstones
 from glance_geo.replication.client import PeerClient
 from glance_geo.replication.keeper import Keeper
 from glance_geo.replication.local import LocalServer, hint_path
@@ -20,10 +22,24 @@ from glance_geo.replication.serving import (
     serve_local,
     serve_peers,
 )
-from glance_geo.replication.sync import PeerSync
+from glance_geo.replication.sync import PeerSync, Upkeep
 from glance_geo.replication.transfer import Fetcher
 
 LOG = logging.getLogger(__name__)
+
+
+_FEED_SECONDS = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Intervals:
+    """How often an agent does what; seconds, but for the trash's days."""
+
+    sync: float = 10.0
+    collect: float = 600.0
+    audit: float = 3600.0
+    tombstones: float = 60.0
+    trash_days: float = 7.0
 
 
 class Agent:
@@ -31,7 +47,7 @@ class Agent:
 
     def __init__(self, site: str, node: str, log: RecordLog,
                  store: LocalChunks, peers: Sequence[PeerClient],
-                 sync_interval: float, collect_interval: float):
+                 intervals: Intervals):
         self.site = site
         self.node = node
         self._log = log
@@ -40,10 +56,21 @@ class Agent:
         self._peers = {peer.site: peer for peer in peers}
         self.fetcher = Fetcher(store, self._check_allowed, self._order)
         self.keeper = Keeper(site, node, log, store, self.fetcher,
-                             collect_interval)
-        self._syncs = {peer.site: PeerSync(log, peer, sync_interval,
-                                           self._news)
-                       for peer in peers}
+                             intervals.collect, intervals.trash_days)
+        self._intervals = intervals
+        self.tombstones = tombstones.Tombstones()
+        votes = audit.Votes(lambda: [site for site in self.members()
+                                     if site in self._peers])
+        self._syncs = {peer.site: PeerSync(
+            log, peer, intervals.sync, Upkeep(
+                log, peer, votes, intervals.tombstones, intervals.audit),
+            self._news) for peer in peers}
+        self._stopping = threading.Event()
+        self._threads = [threading.Thread(
+            target=self._forget, name='tombstones', daemon=True)]
+        if log.feeds:
+            self._threads.append(threading.Thread(
+                target=self._feed, name='feed', daemon=True))
         self.peer_server = PeerServer(site, log, store, self._hinted,
                                       self.status)
         self.local_server = LocalServer(self, self.claim_home, self.status,
@@ -67,10 +94,13 @@ class Agent:
         self.keeper.start()
         for sync in self._syncs.values():
             sync.start()
+        for thread in self._threads:
+            thread.start()
         LOG.info('Agent of %s serves %s:%d; peers: %s', self.node, *listen,
                  ', '.join(self._peers) or 'none')
 
     def stop(self) -> None:
+        self._stopping.set()
         for serving in self._serving:
             serving.stop()
         for sync in self._syncs.values():
@@ -89,6 +119,32 @@ class Agent:
         self._log.update('site', self.site, lambda record: (
             None if record and shown(record).get('site') == present
             else {'site': present}))
+
+    def _forget(self) -> None:
+        """Forget deleted records, now and then."""
+        while not self._stopping.wait(self._intervals.tombstones):
+            if self._log.replicates:
+                continue    # other sites' reads are not known here
+            try:
+                tombstones.collect(
+                    self._log, self.members(), self._intervals.trash_days,
+                    self.tombstones)
+            except Exception:
+                LOG.exception('Deleted records stay for now')
+
+    def _feed(self) -> None:
+        """Notice what other nodes of this site write."""
+        number = 0
+        while not self._stopping.is_set():
+            try:
+                last = self._log.wait(number, _FEED_SECONDS)
+            except errors.GeoError as error:
+                LOG.warning('The change feed broke: %s', error)
+                self._stopping.wait(1.0)
+                continue
+            if last > number and number:
+                self._written()
+            number = max(number, last)
 
     # -- news -------------------------------------------------------------
     def _written(self) -> None:
@@ -114,6 +170,11 @@ class Agent:
         """Return the names of all sites that are known."""
         return sorted({record.id for record in self._log.list('site')}
                       | set(self._peers) | {self.site})
+
+    def members(self) -> list[str]:
+        """Return the names of the sites that take part."""
+        gone = membership.retired_sites(self._log.list('site'))
+        return [site for site in self.sites() if site not in gone]
 
     def _bits(self, image: str, manifest: bytes) -> sources.ImageBits:
         bits = sources.with_manifest(self._log.images_of(image), manifest)
@@ -202,16 +263,35 @@ class Agent:
                     else round(now - sync.last_pull, 1)),
                 'records_received': sync.records_received,
                 'bytes_received': sync.peer.bytes_received,
+                'retired': sync.retired, 'audits': sync.upkeep.audits,
+                'audit_healed': sync.upkeep.healed,
             } for site, sync in sorted(self._syncs.items())],
+            'tombstones': dataclasses.asdict(self.tombstones),
+            'retired': sorted(membership.retired_sites(
+                self._log.list('site'))),
             'pulling': dict(self.keeper.pulling),
             'chunks_received': self.fetcher.chunks_received,
             'chunks_sent': self.peer_server.chunks_sent}
+
+    def _audit(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for site, sync in self._syncs.items():
+            try:
+                if sync.upkeep.audit():
+                    self._news(sync)
+                assert sync.upkeep.last is not None
+                found[site] = dataclasses.asdict(sync.upkeep.last)
+            except errors.GeoError as error:
+                found[site] = {'error': str(error)}
+        return found
 
     def _act(self, path: str) -> dict[str, Any]:
         if path == '/sync':
             for sync in self._syncs.values():
                 sync.pull_soon()
             return {}
+        if path == '/audit':
+            return self._audit()
         if path == '/collect':
             collected = self.keeper.collect()
             return {'chunks': collected.chunks,

@@ -83,7 +83,9 @@ class PeerClient:
             if answer.status_code >= 500:
                 raise errors.Unreachable(
                     f'site {self.site}: {answer.status_code} {text}')
-            raise errors.PeerRefused(f'site {self.site}: {text}')
+            kind = (errors.SiteRetired if answer.status_code == 410
+                    else errors.PeerRefused)
+            raise kind(f'site {self.site}: {text}')
 
     @contextmanager
     def _frames(self, path: str, document: Any,
@@ -111,14 +113,40 @@ class PeerClient:
             pass
 
     @contextmanager
-    def records(self, vector: dict[str, int]) -> Iterator[wire.FrameReader]:
+    def records(self, vector: dict[str, int], bootstrap: bool = False,
+                ) -> Iterator[wire.FrameReader]:
         """Ask for the records that are newer than a vector.
 
         The frames are encoded records; the last one is the node's vector.
+
+        :param bootstrap: this site begins anew, retired or not
         """
-        with self._frames('/v1/records', {'vector': vector},
+        with self._frames('/v1/records', {
+                'vector': vector, 'bootstrap': bootstrap},
+                wire.RECORD_MAXIMUM) as frames:
+            yield frames
+
+    @contextmanager
+    def states(self, keys: Sequence[str]) -> Iterator[wire.FrameReader]:
+        """Ask for records by their keys; the frames are encoded records."""
+        with self._frames('/v1/states', {'keys': list(keys)},
                           wire.RECORD_MAXIMUM) as frames:
             yield frames
+
+    def digest(self, document: dict[str, Any]) -> dict[str, Any]:
+        """Ask for digests over all records, or over one bucket's."""
+        return self._map('/v1/digest', document)
+
+    def known(self, document: dict[str, Any]) -> dict[str, Any]:
+        """Exchange what is known of how far the sites are."""
+        return self._map('/v1/known', document)
+
+    def _map(self, path: str, document: Any) -> dict[str, Any]:
+        with self._request(path, document) as answer:
+            found = wire.unpack(answer.read(), wire.RECORD_MAXIMUM)
+        if not isinstance(found, dict):
+            raise errors.PeerMisbehaved(f'{path}: the answer is no map')
+        return found
 
     @contextmanager
     def chunks(self, image: str, manifest: bytes, names: Sequence[bytes],

@@ -8,6 +8,7 @@ derived from the records and the chunk store, so a restart begins anew.
 
 import logging
 import threading
+import time
 from typing import Any
 
 from glance_geo.core import errors
@@ -37,7 +38,8 @@ class Keeper:
 
     def __init__(self, site: str, node: str, log: RecordLog,
                  store: LocalChunks, fetcher: Fetcher,
-                 collect_interval: float):
+                 collect_interval: float, trash_days: float = 7.0):
+        self._trash_us = int(trash_days * 86_400 * 1_000_000)
         self._site = site
         self._node = node
         self._log = log
@@ -89,7 +91,7 @@ class Keeper:
 
     def _image(self, record: Record) -> None:
         bits = image_bits(record)
-        for name in bits.names:
+        for name in bits.names | {record.id}:
             self._settle(name)
         for manifest in bits.manifests:
             self._report(bits, manifest)
@@ -99,7 +101,8 @@ class Keeper:
 
     def _settle(self, name: str) -> list[ImageBits]:
         """Drop what metadata has given up of the images under an id."""
-        found = [image_bits(r) for r in self._log.images_of(name)]
+        since = time.time_ns() // 1000 - self._trash_us
+        found = [image_bits(r, since) for r in self._log.images_of(name)]
         # An id that metadata has never heard of: the metadata is older than
         # the store. Its bits are kept; the record may come by a sync.
         deleted = bool(found) and all(bits.deleted for bits in found)

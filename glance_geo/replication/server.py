@@ -7,7 +7,7 @@ allows the caller's site to hold it.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import webob
@@ -18,7 +18,7 @@ from glance_geo.core import codec, errors
 from glance_geo.core.interfaces import LocalChunks, RecordLog
 from glance_geo.core.records import Record
 from glance_geo.core.rules import shown
-from glance_geo.replication import identity, wire
+from glance_geo.replication import audit, identity, membership, wire
 from glance_geo.replication.sources import with_manifest
 from glance_geo.replication.transfer import Membership
 
@@ -26,6 +26,8 @@ LOG = logging.getLogger(__name__)
 
 PEER_ENVIRON = 'glance_geo.peer_certificate'
 _NAMES_MAXIMUM = 4096
+# What a retired site may ask, to begin anew.
+_OF_BOOTSTRAP = ('/v1/records', '/v1/digest')
 _ID_MAXIMUM = 64
 
 
@@ -61,7 +63,9 @@ class PeerServer:
         self._membership = Membership(store)
         self._calls = {'/v1/hint': self._hint, '/v1/records': self._records,
                        '/v1/chunks': self._chunks, '/v1/home': self._home,
-                       '/v1/status': self._tell_status}
+                       '/v1/status': self._tell_status,
+                       '/v1/digest': self._digest, '/v1/known': self._known,
+                       '/v1/states': self._states}
         self.chunks_sent = 0
 
     @webob.dec.wsgify
@@ -79,9 +83,14 @@ class PeerServer:
             document = wire.unpack(request.body)
             if not isinstance(document, dict):
                 raise webob.exc.HTTPBadRequest('body is no map')
+            if not (document.get('bootstrap') is True
+                    and request.path_info in _OF_BOOTSTRAP):
+                self._check_member(peer)
             return call(peer, document)
         except errors.PeerMisbehaved as error:
             answer: webob.Response = webob.exc.HTTPBadRequest(str(error))
+        except errors.SiteRetired as error:
+            answer = webob.exc.HTTPGone(str(error))
         except (errors.PeerRefused, errors.BitsElsewhere) as error:
             answer = webob.exc.HTTPForbidden(str(error))
         except webob.exc.HTTPException as error:
@@ -94,6 +103,46 @@ class PeerServer:
         plain.text = f'{getattr(answer, "detail", "") or answer.status}\n'
         return plain
 
+    def _check_member(self, peer: str) -> None:
+        """Refuse a site that was retired.
+
+        :raises SiteRetired: saying what to do
+        """
+        since = membership.retired(self._log.get('site', peer))
+        if since:
+            raise errors.SiteRetired(
+                f'site {peer} was retired at site {since["by"]}; run '
+                f'"glance-geo site bootstrap --from {self._site}" at {peer}')
+
+    def _digest(self, peer: str, document: dict[str, Any]) -> webob.Response:
+        number = document.get('bucket')
+        if number is None:
+            # The vector first: what is written meanwhile is not in it.
+            vector = self._log.vector()
+            found = self._log.digests()
+            return self._pack({'sums': list(found.sums), 'vector': vector,
+                               'counts': list(found.counts)})
+        if not isinstance(number, int):
+            raise webob.exc.HTTPBadRequest('bucket is malformed')
+        return self._pack({'records': self._log.bucket(number)})
+
+    def _known(self, peer: str, document: dict[str, Any]) -> webob.Response:
+        self._log.learn(audit.checked(document.get('known')))
+        return self._pack({'known': self._log.known()})
+
+    def _states(self, peer: str, document: dict[str, Any]) -> webob.Response:
+        keys = document.get('keys')
+        if (not isinstance(keys, list) or len(keys) > _NAMES_MAXIMUM
+                or not all(isinstance(key, str) for key in keys)):
+            raise webob.exc.HTTPBadRequest('keys is malformed')
+        return self._stream((codec.encode(record)
+                             for record in self._log.states(keys)), b'')
+
+    @staticmethod
+    def _pack(document: Any) -> webob.Response:
+        return webob.Response(wire.pack(document), charset=None,
+                              content_type='application/octet-stream')
+
     def _hint(self, peer: str, document: dict[str, Any]) -> webob.Response:
         self._hinted(peer)
         return webob.Response(status=204)
@@ -105,15 +154,18 @@ class PeerServer:
                 isinstance(k, str) and isinstance(v, int)
                 for k, v in vector.items()):
             raise webob.exc.HTTPBadRequest('vector is malformed')
+        if document.get('bootstrap') is True:
+            membership.readmit(self._log, peer)
         # Read before the records: what is written meanwhile is sent, and
         # then sent once more; the other order would skip it.
         mine = self._log.vector()
-        encoded = (codec.encode(record)
-                   for record in self._log.newer(vector))
+        # A replicating engine has brought them already.
+        newer = () if self._log.replicates else self._log.newer(vector)
+        encoded = (codec.encode(record) for record in newer)
         return self._stream(encoded, wire.pack(mine))
 
     @staticmethod
-    def _stream(items: Iterator[bytes], last: bytes) -> webob.Response:
+    def _stream(items: Iterable[bytes], last: bytes) -> webob.Response:
         response = webob.Response(
             content_type='application/octet-stream', charset=None)
         response.app_iter = wire.frames(items, last)
@@ -172,5 +224,4 @@ class PeerServer:
 
     def _tell_status(self, peer: str,
                      document: dict[str, Any]) -> webob.Response:
-        return webob.Response(wire.pack(self._status()), charset=None,
-                              content_type='application/octet-stream')
+        return self._pack(self._status())

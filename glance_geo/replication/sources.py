@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from glance_geo.core import errors, location, placement
+from glance_geo.core import errors, location, placement, rules
 from glance_geo.core.records import Record
 from glance_geo.core.rules import shown
 
@@ -42,17 +42,31 @@ class ImageBits:
         return placement.decide(self.properties, self.home, site, sites)
 
 
-def image_bits(record: Record) -> ImageBits:
-    """Return what an image's record says of its bits."""
+_SECOND = 1_000_000
+# Glance gives up an image's locations just before the image.
+_DELETION_SECONDS = 60
+
+
+def image_bits(record: Record, trash_since: int | None = None) -> ImageBits:
+    """Return what an image's record says of its bits.
+
+    :param trash_since: keep what was deleted after this time (microseconds
+        since 1970) and met a change that its deletion had not seen
+    """
     values = shown(record)
     deletion = values.get('deletion') or {}
     delayed = deletion.get('status') == 'pending_delete'
-    deleted = bool(deletion.get('deleted')) and not delayed
+    overtaken = rules.overtaken(record)
+    in_trash = (trash_since is not None and overtaken is not None
+                and overtaken > trash_since)
+    deleted = bool(deletion.get('deleted')) and not delayed and not in_trash
     listed, names = set(), {record.id}
     for field, data in values.items():
         if not field.startswith('loc:') or deleted:
             continue
-        if data['removed'] and data['status'] != 'pending_delete':
+        if data['removed'] and data['status'] != 'pending_delete' and not (
+                in_trash and (data['deleted_at'] or 0) > (overtaken or 0)
+                - _DELETION_SECONDS * _SECOND):
             continue
         try:
             parsed = location.parse(data['url'])

@@ -12,37 +12,37 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 from glance_geo.core import codec, errors
 from glance_geo.core.interfaces import RecordLog
-from glance_geo.replication import wire
+from glance_geo.replication import audit, membership, wire
 from glance_geo.replication.client import PeerClient
 
 LOG = logging.getLogger(__name__)
 
 
-def pull(log: RecordLog, peer: PeerClient) -> int:
-    """Bring in what a peer has and this site lacks.
+def pull(log: RecordLog, peer: PeerClient, bootstrap: bool = False,
+         progress: Callable[[], Any] = lambda: None) -> int:
+    """Bring in what a peer has and this site lacks, in one request.
 
+    :param bootstrap: this site begins anew, retired or not
+    :param progress: called for each record that came
     :returns: how many records changed here
     :raises Unreachable: what arrived before is kept; pulling again goes on
     """
     mine = log.vector()
     changed = 0
     refused: list[str] = []
-    with peer.records(mine) as frames:
+    with peer.records(mine, bootstrap) as frames:
         for frame in frames:
+            progress()
             try:
                 record = codec.decode(frame)
             except (errors.RecordCorrupt, errors.RecordTooNew) as error:
                 refused.append(str(error))
                 continue
-            try:
-                changed += log.absorb(record)
-            except errors.EngineUnavailable:
-                raise
-            except Exception as error:  # whatever a malformed field trips
-                refused.append(f'{record.key}: {error!r}')
+            changed += log.absorb(record)
         theirs = wire.unpack(frames.last or b'')
     if refused:
         # Not counted as seen: the vector stays where it is, so that they
@@ -52,6 +52,8 @@ def pull(log: RecordLog, peer: PeerClient) -> int:
             f'release does not read; the first: {refused[0]}')
     if not isinstance(theirs, dict):
         raise errors.PeerMisbehaved('vector is no map')
+    if log.replicates:
+        return 0
     own = log.incarnation
     if theirs.get(own, 0) > mine.get(own, 0):
         # They have seen writes of ours that are not here: this data is an
@@ -64,6 +66,49 @@ def pull(log: RecordLog, peer: PeerClient) -> int:
     return changed
 
 
+class Upkeep:
+    """What is done with a peer now and then, beside the pulls.
+
+    :param votes: shared with the upkeep of all peers
+    :param gossip_interval: seconds between exchanges of how far sites are
+    :param audit_interval: seconds between audits; 0: none
+    """
+
+    def __init__(self, log: RecordLog, peer: PeerClient,
+                 votes: audit.Votes, gossip_interval: float,
+                 audit_interval: float):
+        self.last: audit.Audited | None = None
+        self.audits = self.healed = 0
+        self._log = log
+        self._peer = peer
+        self._votes = votes
+        self._gossip_interval = gossip_interval
+        self._audit_interval = audit_interval
+        self._gossip_due = 0.0
+        # Not at once: a site that comes up has records to pull first.
+        self._audit_due = time.monotonic() + audit_interval
+
+    def once(self) -> bool:
+        """Do what is due; say whether records changed here."""
+        now = time.monotonic()
+        if self._log.replicates:
+            return False
+        if now >= self._gossip_due:
+            self._gossip_due = now + self._gossip_interval
+            audit.gossip(self._log, self._peer)
+        if not self._audit_interval or now < self._audit_due:
+            return False
+        self._audit_due = now + self._audit_interval
+        return self.audit()
+
+    def audit(self) -> bool:
+        """Audit now; say whether records changed here."""
+        self.last = audit.audit(self._log, self._peer, self._votes)
+        self.audits += 1
+        self.healed += self.last.merged + self.last.dropped
+        return bool(self.last.merged or self.last.dropped)
+
+
 class PeerSync:
     """Keeps one peer and this site in step, in a thread of its own.
 
@@ -72,8 +117,10 @@ class PeerSync:
     """
 
     def __init__(self, log: RecordLog, peer: PeerClient, interval: float,
-                 changed: Callable[['PeerSync'], None]):
+                 upkeep: Upkeep, changed: Callable[['PeerSync'], None]):
         self.peer = peer
+        self.upkeep = upkeep
+        self.retired = False
         self.reachable: bool | None = None
         self.last_pull: float | None = None
         self.records_received = 0
@@ -106,6 +153,12 @@ class PeerSync:
 
     def once(self) -> None:
         """Do what is due. Raises what the peer's calls raise."""
+        self.retired = bool(membership.retired(
+            self._log.get('site', self.peer.site)))
+        if self.retired:
+            raise errors.SiteRetired(
+                f'site {self.peer.site} is retired; it must bootstrap before '
+                f'it takes part again')
         if self._hint_due:
             self._hint_due = False
             try:
@@ -124,6 +177,8 @@ class PeerSync:
             if changed:
                 self.records_received += changed
                 self._changed(self)
+        if self.upkeep.once():
+            self._changed(self)
 
     def _run(self) -> None:
         due = time.monotonic()

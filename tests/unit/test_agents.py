@@ -14,7 +14,7 @@ from glance_geo.core.rules import shown
 from glance_geo.db.engines.memory import MemoryEngine
 from glance_geo.db.recordstore import RecordStore
 from glance_geo.replication import identity, wire
-from glance_geo.replication.agent import Agent
+from glance_geo.replication.agent import Agent, Intervals
 from glance_geo.replication.client import PeerClient
 from glance_geo.replication.serving import serve_peers
 from glance_geo.store.chunkstore import ChunkStore
@@ -52,7 +52,8 @@ class Site:
         self.agent = Agent(
             self.name, f'{self.name}/{self.name}', self.records, self.store,
             [PeerClient(peer.name, '127.0.0.1', peer.port, tls, 5.0)
-             for peer in peers], 0.2, 3600)
+             for peer in peers], Intervals(
+                 sync=0.2, collect=3600, tombstones=0.2, trash_days=0))
 
     def serve(self, port=0):
         # Bound before the agents know each other's ports.

@@ -26,7 +26,7 @@ class Sender:
         self.origin, self.extra = origin, list(extra)
 
     @contextmanager
-    def records(self, vector):
+    def records(self, vector, bootstrap=False):
         answer = Frames(self.extra + [codec.encode(r) for r in
                                       self.origin.newer(vector)])
         answer.last = wire.pack(self.origin.vector())
@@ -47,21 +47,65 @@ def test_p4_a_pull_advances_the_vector(origin):
     assert not list(origin.newer(here.vector()))
 
 
-def test_one_unreadable_record_stops_no_other_and_comes_again(origin):
+def newer_release(record, seen):
+    """Return a record as a later release might write it."""
+    return b'\x63' + wire.pack({
+        'k': record.kind, 'i': record.id,
+        'b': [record.birth.hlc, record.birth.site, record.birth.nonce],
+        'c': [[name, n] for name, n in seen.items()], 'shape': 'unknown'})
+
+
+def test_a_corrupt_record_stops_no_other_and_comes_again(origin):
     here = RecordStore(MemoryEngine(), 'rennes')
-    newer = b'\x63' + codec.encode(origin.get('image', 'i'))[1:]
-    with pytest.raises(errors.PeerMisbehaved, match='version 99'):
-        pull(here, Sender(origin, [newer]))
+    with pytest.raises(errors.PeerMisbehaved, match='does not parse'):
+        pull(here, Sender(origin, [b'\x01garbage']))
     assert shown(here.get('image', 'i'))['name'] == 'x'
     assert list(origin.newer(here.vector()))    # not taken for seen
 
 
-def test_a_malformed_field_stops_no_other(origin):
+def test_p4_a_newer_releases_record_is_kept_and_passed_on(origin, caplog):
+    here = RecordStore(MemoryEngine(), 'rennes')
+    third = RecordStore(MemoryEngine(), 'nantes')
+    pull(here, Sender(origin))
+    record = origin.get('image', 'i')
+    newer = newer_release(record, {**record.context, 'lyon.1': 7})
+    assert pull(here, Sender(origin, [newer])) == 1
+    assert pull(here, Sender(origin, [newer])) == 0
+    with pytest.raises(errors.RecordTooNew, match='image i.*version 99'):
+        here.get('image', 'i')
+    assert not list(here.list('image')) and 'version 99' in caplog.text
+    # A write that has not seen it takes nothing away from it.
+    origin.update('image', 'i', lambda present: {'name': 'y'})
+    pull(here, Sender(origin))
+    pull(third, Sender(here))
+    (passed,) = third.newer({})
+    assert [part.value for part in passed.sealed] == [newer]
+    assert shown(passed)['name'] == 'y'
+    # What has seen all of it takes its place.
+    seen = passed.copy()
+    seen.sealed, seen.context = (), {**passed.context, 'lyon.1': 8}
+    third.absorb(seen)
+    assert shown(third.get('image', 'i'))['name'] == 'y'
+
+
+def test_a_malformed_field_is_kept_and_passed_on_but_not_shown(origin):
     here = RecordStore(MemoryEngine(), 'rennes')
     bad = RecordStore(MemoryEngine(), 'nantes').create(
         'task', 'j', lambda present: {'image_id': None})
     bad.kind = 'image'
     bad.fields['member:x'] = bad.fields.pop('image_id')
-    with pytest.raises(errors.PeerMisbehaved, match='image/j'):
-        pull(here, Sender(origin, [codec.encode(bad)]))
+    assert pull(here, Sender(origin, [codec.encode(bad)])) == 2
     assert here.get('image', 'i')
+    assert list(here.walk('image.created_at'))[0].id == 'i'
+    assert bad in list(here.newer({}))
+
+
+def test_a_corrupt_record_gives_way_to_what_another_site_has(origin, caplog):
+    here = RecordStore(MemoryEngine(), 'rennes')
+    pull(here, Sender(origin))
+    entry = here.engine.get('image/i')
+    here.engine.put('image/i', b'\x01broken', entry.token, ())
+    with pytest.raises(errors.RecordCorrupt, match='image i'):
+        here.get('image', 'i')
+    assert here.absorb(origin.get('image', 'i'))
+    assert shown(here.get('image', 'i'))['name'] == 'x'

@@ -69,7 +69,7 @@ class RedisEngine(MetadataEngine):
         self._address = address
         self._base = f'{{{address.prefix}}}'
         self._client = address.connect()
-        traits = {Trait.COMPARE_AND_SET, Trait.CHANGE_FEED}
+        traits = {Trait.COMPARE_AND_SET, Trait.CHANGE_FEED, Trait.SHARED}
         if self._is_durable():
             traits.add(Trait.DURABLE)
         if address.shared:

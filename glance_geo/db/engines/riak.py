@@ -96,7 +96,8 @@ class _Node:
 class RiakEngine(MetadataEngine):
     """One bucket of a cluster, through any of its nodes."""
 
-    traits = frozenset((Trait.SIBLINGS, Trait.DURABLE, Trait.REPLICATES))
+    traits = frozenset((Trait.SIBLINGS, Trait.DURABLE, Trait.REPLICATES,
+                        Trait.SHARED))
 
     def __init__(self, hosts: Sequence[tuple[str, int]], bucket: str,
                  bucket_type: str, timeout: float, quorum: dict[str, Any]):

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent's status as Prometheus metrics."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    Metric,
+)
+
+from glance_geo.core import errors
+
+_PER_PEER = (
+    ('reachable', 'whether the last exchange succeeded'),
+    ('rtt_ms', 'smoothed time to a first answer, in milliseconds'),
+    ('last_sync_seconds_ago', 'age of the last exchange of records'))
+_PEER_COUNTERS = (
+    ('records_received', 'records that changed this site'),
+    ('bytes_received', 'bytes that came from the site'),
+    ('audits', 'audits of the metadata with the site'),
+    ('audit_healed', 'records that audits brought together'))
+
+
+class StatusCollector:
+    """Turns a status into metrics when somebody asks."""
+
+    def __init__(self, status: Callable[[], dict[str, Any]]):
+        self._status = status
+
+    def collect(self) -> Iterator[Metric]:
+        status = self._status()
+        labels = ['site', 'peer']
+        for name, text in _PER_PEER:
+            gauge = GaugeMetricFamily(f'glance_geo_peer_{name}', text,
+                                      labels=labels)
+            for peer in status['peers']:
+                if peer[name] is not None:
+                    gauge.add_metric([status['site'], peer['site']],
+                                     float(peer[name]))
+            yield gauge
+        for name, text in _PEER_COUNTERS:
+            counter = CounterMetricFamily(f'glance_geo_peer_{name}', text,
+                                          labels=labels)
+            for peer in status['peers']:
+                counter.add_metric([status['site'], peer['site']],
+                                   float(peer[name]))
+            yield counter
+        yield from self._tombstones(status)
+
+    @staticmethod
+    def _tombstones(status: dict[str, Any]) -> Iterator[Metric]:
+        found, site = status['tombstones'], [status['site']]
+        waiting = GaugeMetricFamily(
+            'glance_geo_tombstones_waiting',
+            'deleted records that some site has not passed', labels=['site'])
+        waiting.add_metric(site, found['waiting'])
+        yield waiting
+        blocked = GaugeMetricFamily(
+            'glance_geo_tombstones_blocked',
+            'deleted records that wait for a site',
+            labels=['site', 'blocked_by'])
+        for name, count in found['blocked_by'].items():
+            blocked.add_metric([*site, name], count)
+        yield blocked
+        forgotten = CounterMetricFamily(
+            'glance_geo_tombstones_forgotten',
+            'deleted records that every site had passed', labels=['site'])
+        forgotten.add_metric(site, found['forgotten'])
+        yield forgotten
+
+
+def serve(status: Callable[[], dict[str, Any]],
+          address: tuple[str, int]) -> Any:
+    """Serve metrics until the process ends.
+
+    :raises ConfigurationInvalid: the address is taken or unusable
+    """
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(StatusCollector(status))  # type: ignore[arg-type]
+    try:
+        return start_http_server(address[1], address[0], registry)
+    except OSError as error:
+        raise errors.ConfigurationInvalid(
+            f'[glance_geo] metrics_listen {address[0]}:{address[1]}: '
+            f'{error.strerror}') from error
