@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import ssl
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from oslo_config import cfg
@@ -15,7 +17,10 @@ from glance_geo.core import errors
 
 if TYPE_CHECKING:
     from glance_geo.db.api import DataAPI
+    from glance_geo.db.moving import Source
+    from glance_geo.db.recordstore import RecordStore
     from glance_geo.replication.agent import Agent
+    from glance_geo.replication.client import PeerClient
     from glance_geo.replication.local import LocalAgent
     from glance_geo.store.chunkstore import ChunkStore
 
@@ -60,6 +65,38 @@ def open_data_api(conf: cfg.ConfigOpts) -> DataAPI:
     return api.load(group.metadata_backend, site=group.site_name,
                     node=options.node_name(conf),
                     neighbour=local_agent(conf))
+
+
+def _records(conf: cfg.ConfigOpts, url: str) -> RecordStore:
+    from glance_geo.db.engines import open_engine
+    from glance_geo.db.recordstore import RecordStore
+    options.register(conf)
+    options.check_site(conf)
+    return RecordStore(open_engine(url), conf[options.GROUP].site_name)
+
+
+@contextlib.contextmanager
+def metadata_target(conf: cfg.ConfigOpts, url: str) -> Iterator[RecordStore]:
+    """Open the records at a URL, as this site.
+
+    :raises ConfigurationInvalid: it is no metadata engine's
+    """
+    records = _records(conf, url)
+    try:
+        yield records
+    finally:
+        records.engine.close()
+
+
+@contextlib.contextmanager
+def metadata_source(conf: cfg.ConfigOpts, url: str) -> Iterator[Source]:
+    """Open a metadata engine, or a Glance's SQL database, to copy from."""
+    from glance_geo.db import moving, sqlsource
+    if sqlsource.is_sql(url):
+        yield moving.GlanceSource(sqlsource.SQLSource(url))
+        return
+    with metadata_target(conf, url) as records:
+        yield moving.RecordSource(records)
 
 
 def install_data_api(conf: cfg.ConfigOpts) -> None:
@@ -120,6 +157,32 @@ def chunk_store(conf: cfg.ConfigOpts) -> ChunkStore:
 def tls_files(conf: cfg.ConfigOpts) -> tuple[str, str, str]:
     group = conf[options.GROUP]
     return group.ca_file, group.cert_file, group.key_file
+
+
+def agent_runs(conf: cfg.ConfigOpts) -> bool:
+    """Say whether this node's agent answers."""
+    try:
+        local_agent(conf).call('/status', {})
+    except errors.Unreachable:
+        return False
+    return True
+
+
+def peer(conf: cfg.ConfigOpts, site: str) -> PeerClient:
+    """Return a client of one other site's agent.
+
+    :raises ConfigurationInvalid: no such peer, or bad certificates
+    """
+    from glance_geo.replication import identity
+    from glance_geo.replication.client import PeerClient
+    group = conf[options.GROUP]
+    for name, host, port in options.peers(conf):
+        if name == site:
+            return PeerClient(name, host, port, identity.context(
+                ssl.Purpose.SERVER_AUTH, *tls_files(conf)),
+                group.peer_timeout)
+    raise errors.ConfigurationInvalid(
+        f'[glance_geo] peers lists no site {site!r}')
 
 
 def agent(conf: cfg.ConfigOpts) -> Agent:

@@ -8,7 +8,6 @@ from cliff import command, lister, show
 from glance_geo import assembly
 from glance_geo.conf import options
 from glance_geo.core import errors
-from glance_geo.core.rules import shown
 from glance_geo.replication import identity
 
 
@@ -79,7 +78,9 @@ class SiteList(lister.Lister):
         rows = []
         for site in status['sites']:
             peer = peers.get(site)
-            if site == status['site']:
+            if site in status['retired']:
+                rows.append((site, 'retired', None, None, None))
+            elif site == status['site']:
                 rows.append((site, 'this site', None, None, None))
             elif peer is None:
                 rows.append((site, 'not a peer', None, None, None))
@@ -101,6 +102,98 @@ class Status(show.ShowOne):
             f'{peer["site"]}: {peer["error"]}' for peer in status['peers']
             if peer['reachable'] is False) or None
         return zip(*sorted(status.items()), strict=True)
+
+
+class SiteRetire(command.Command):
+    """Release a site that leaves: nothing waits for it any more.
+
+    Its agents are refused from then on, until it begins anew with
+    "site bootstrap".
+    """
+
+    def get_parser(self, prog_name):
+        parser = super().get_parser(prog_name)
+        parser.add_argument('site', help='name of the site')
+        parser.add_argument('--force', action='store_true',
+                            help='also if it may have writes that are at no '
+                                 'other site: they are given up')
+        return parser
+
+    def take_action(self, parsed_args):
+        from glance_geo.replication import membership
+        conf = self.app.configuration()
+        own = conf[options.GROUP].site_name
+        membership.retire(assembly.installed_data_api(conf).records,
+                          parsed_args.site, own, parsed_args.force)
+        self.app.stdout.write(
+            f'Site {parsed_args.site} is retired. To take it back, run '
+            f'"glance-geo site bootstrap --from {own}" there.\n')
+
+
+class SiteBootstrap(show.ShowOne):
+    """Begin this site's metadata anew from another site.
+
+    For a new site, for one that was retired, or when its data can't be
+    trusted. What is here is removed first; what no other site has is written
+    to a file for review. Stop glance-api and the agent before.
+    """
+
+    def get_parser(self, prog_name):
+        parser = super().get_parser(prog_name)
+        parser.add_argument('--from', dest='source', required=True,
+                            metavar='SITE', help='any site, of [glance_geo] '
+                                                 'peers')
+        parser.add_argument('--export', metavar='FILE',
+                            default='unseen.geo', help='where to put what '
+                            'only this site has (default: %(default)s)')
+        return parser
+
+    def take_action(self, parsed_args):
+        from tqdm import tqdm
+
+        from glance_geo.cmd import exchange
+        from glance_geo.replication import bootstrap
+        conf = self.app.configuration()
+        if assembly.agent_runs(conf):
+            raise errors.ConfigurationInvalid(
+                'the agent of this node is running: stop glance-geo-agent '
+                'and glance-api, then try again')
+        records = assembly.installed_data_api(conf).records
+        if records.replicates:
+            raise errors.ConfigurationInvalid(
+                'metadata_backend replicates by itself: there is nothing to '
+                'bootstrap')
+        peer = assembly.peer(conf, parsed_args.source)
+        unseen = bootstrap.unseen(records, peer)
+        if unseen:
+            exchange.write(parsed_args.export, unseen, len(unseen))
+            self.app.stdout.write(
+                f'{len(unseen)} records that site {parsed_args.source} has '
+                f'not seen are in {parsed_args.export}; "glance-geo metadata '
+                f'import" takes them in again, if they should be.\n')
+        records.engine.reset()
+        records.renew_incarnation()
+        with tqdm(unit='record', disable=None) as bar:
+            def progress(done, total):
+                bar.total = total
+                bar.update(done - bar.n)
+            found = bootstrap.run(records, peer, progress)
+        return zip(*(('records', found.compared),
+                     ('differing', found.merged + found.dropped),
+                     ('set_aside', len(unseen)),
+                     ('incarnation', records.incarnation)), strict=True)
+
+
+class Audit(lister.Lister):
+    """Compare this site's metadata with every peer's now, and heal it."""
+
+    def take_action(self, parsed_args):
+        found = assembly.local_agent(self.app.configuration()).call(
+            '/audit', {})
+        return ('Site', 'Compared', 'Merged', 'Removed', 'Error'), [
+            (site, done.get('compared'), done.get('merged'),
+             done.get('dropped'), done.get('error'))
+            for site, done in sorted(found.items())]
 
 
 class Sync(command.Command):
@@ -171,32 +264,3 @@ class MetadefsLoad(command.Command):
         self.app.stdout.write(
             f'{created} of {len(documents)} namespaces created; the others '
             f'were there already.\n')
-
-
-class ConflictsList(lister.Lister):
-    """List the fields that several sites changed at the same time."""
-
-    def take_action(self, parsed_args):
-        from glance_geo.core.rules import conflicts
-        conf = self.app.configuration()
-        records = assembly.installed_data_api(conf).records
-        rows = []
-        for kind in ('image', 'namespace'):
-            for record in records.list(kind):
-                if (shown(record).get('deletion') or {}).get('deleted'):
-                    continue
-                moved = record.extra.get('moved_from')
-                if moved:
-                    rows.append((kind, record.id, 'id', record.birth.site,
-                                 moved, 'moved aside'))
-                for field, values in conflicts(record).items():
-                    for value in values:
-                        data = value['value']
-                        if isinstance(data, dict) and 'value' in data:
-                            data = ('(removed)' if data.get('removed')
-                                    else data['value'])
-                        rows.append((
-                            kind, record.id, field.removeprefix('prop:'),
-                            value['incarnation'].rpartition('.')[0], data,
-                            'shown' if value['shown'] else 'kept'))
-        return ('Kind', 'ID', 'Field', 'Site', 'Value', 'State'), rows

@@ -26,6 +26,10 @@ class EngineRefused(GeoError):
     """The metadata engine answered that it will not: rights, or a bug."""
 
 
+class MigrationIncomplete(GeoError):
+    """Both sides of a migration are not equal; the text says where."""
+
+
 class RecordCorrupt(GeoError):
     """A stored record can't be decoded; only that record is affected."""
 

@@ -122,7 +122,7 @@ class MetadataEngine(abc.ABC):
         """
         return ''
 
-    def renew_life(self) -> None:
+    def renew_life(self) -> None:  # noqa: B027, engines without lives
         """Begin another life of the data: somebody found it restored."""
 
     @abc.abstractmethod

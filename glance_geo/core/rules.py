@@ -35,7 +35,7 @@ _NARROWNESS = {'private': 3, 'shared': 2, 'community': 1, 'public': 0}
 # Fields whose concurrent values agree by rule, with nothing for a person to
 # decide: they are never reported as conflicts.
 _SETTLED = ('updated_at', 'deletion', 'deactivated', 'tag:', 'member:',
-            'mstatus:', 'loc:', 'holding')
+            'mstatus:', 'loc:', 'holding', 'accepted')
 
 
 def _order(item: tuple[Dot, Sibling]) -> tuple:

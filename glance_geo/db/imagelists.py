@@ -38,7 +38,7 @@ class ImageListCalls(ImageCalls):
         def accept(record: Record) -> Row | None:
             row = rows.image_row(record, self._records.site,
                                  context.is_admin, show_deleted,
-                                 with_tags=True)
+                                 with_tags=True, viewer=context.owner)
             members[record.id] = [m for m in rows.memberships(record)
                                   if not m['deleted']]
             if listed(row) and all(check(row) for check in checks):

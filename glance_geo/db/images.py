@@ -49,6 +49,12 @@ def _validate(values: Mapping[str, Any], status_required: bool) -> None:
                 f'{_MAX_DB_INT}.')
 
 
+def _stored(properties: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what a client got from a read, and sends back."""
+    return {name: value for name, value in properties.items()
+            if name not in rows.COMPUTED}
+
+
 def _columns(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values that are columns, times as integers."""
     found = {name: values[name] for name in rows.COLUMNS if name in values}
@@ -72,7 +78,7 @@ class ImageCalls(LocationCalls):
 
     def _row(self, context: Any, record: Record, **options: Any) -> Row:
         return rows.image_row(record, self._records.site, context.is_admin,
-                              **options)
+                              viewer=context.owner, **options)
 
     def _visible(self, context: Any, record: Record, row: Row) -> bool:
         def member_find(context, image_id, member, status):
@@ -132,7 +138,7 @@ class ImageCalls(LocationCalls):
         for location in values.get('locations') or ():
             check_4byte(dict(location))
         values = db_utils.ensure_image_dict_v2_compliant(dict(values))
-        properties = values.pop('properties', {})
+        properties = _stored(values.pop('properties', {}))
         locations = values.pop('locations', None) or []
         values['id'] = values.get('id') or str(uuid.uuid4())
         if len(values['id']) > 36:
@@ -175,7 +181,7 @@ class ImageCalls(LocationCalls):
         for location in values.get('locations') or ():
             check_4byte(dict(location))
         values = db_utils.ensure_image_dict_v2_compliant(dict(values))
-        properties = values.pop('properties', {})
+        properties = _stored(values.pop('properties', {}))
         locations = values.pop('locations', None)
         if 'owner' in values and not values['owner']:
             values['owner'] = None

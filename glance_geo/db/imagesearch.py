@@ -6,11 +6,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 from glance_geo.core.interfaces import Entry, Position, Range, Trait
 from glance_geo.core.records import Record
-from glance_geo.db import planner, rows, terms
+from glance_geo.db import planner, terms
 from glance_geo.db.planner import Plan
 from glance_geo.db.queries import Order
 from glance_geo.db.recordstore import RecordStore
@@ -194,11 +193,10 @@ class ImageSearch:
         if not empty:
             return
         ranges = [stream.next_range(size) for stream in empty]
-        found: Sequence[Sequence[tuple]]
-        if len(streams) == 1 or self._marker is not None:
-            found = self._engine.fetch_many(ranges)
-        else:
-            found, _ = self._engine.look(ranges)
+        found: Sequence[Sequence[tuple]] = (
+            self._engine.fetch_many(ranges)
+            if len(streams) == 1 or self._marker is not None
+            else self._engine.look(ranges)[0])
         for stream, part in zip(empty, found, strict=True):
             stream.add(part, size)
 

@@ -129,7 +129,7 @@ def _choice(key: str, value: Any) -> Choice | None:
 
 
 def _choices(filters: Mapping[str, Any]) -> dict[str, Choice]:
-    found = {}
+    found: dict[str, Choice] = {}
     for key, value in filters.items():
         if key == 'tags':
             for tag in value:

@@ -66,7 +66,7 @@ class RecordSync:
         On an engine without numbers: where a follower may go on from.
         """
         if not self._writer.numbered:
-            return {_CHANGED: _wall_ms()}
+            return {_CHANGED: wall_ms()}
         # The own number is read first: writes that come meanwhile are sent
         # again, which costs little; the other order would lose them.
         own = self.engine.last_number()
@@ -140,8 +140,11 @@ class RecordSync:
                           self.site, error)
 
     # -- audit ------------------------------------------------------------
-    def _everything(self) -> Iterator[Record]:
-        for index in self.engine.indexes(terms.kind_index('')):
+    def everything(self) -> Iterator[Record]:
+        """Yield every record, tombstones included."""
+        indexes = ([terms.CHANGED] if not self._writer.numbered
+                   else self.engine.indexes(terms.kind_index('')))
+        for index in indexes:
             start: bytes | None = None
             while True:
                 page = self.engine.scan(index, start, None, False, _BATCH)
@@ -152,12 +155,12 @@ class RecordSync:
 
     def digests(self) -> digests.Digests:
         """Return digests over all records; reads all of them."""
-        return digests.of(self._everything())
+        return digests.of(self.everything())
 
     def bucket(self, number: int) -> dict[str, bytes]:
         """Return key -> digest of the records in one bucket."""
         return {record.key: digests.digest(record)
-                for record in self._everything()
+                for record in self.everything()
                 if digests.bucket(record.key) == number}
 
     def states(self, keys: Sequence[str]) -> Iterator[Record]:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from glance_geo.core.records import REMOVED, Record
-from glance_geo.core.rules import resolve, shown
+from glance_geo.core.rules import conflicts, resolve, shown
 
 _EPOCH = datetime.datetime(1970, 1, 1)
 
@@ -243,15 +243,57 @@ def memberships(record: Record) -> Iterator[Row]:
                   deleted=data['removed'])
 
 
+CONFLICTS = 'geo_conflicts'
+COMPUTED = (CONFLICTS,)
+"""Properties that are made when an image is read, and never stored."""
+
+
+def conflicts_text(record: Record) -> str | None:
+    """Return an image's open conflicts as JSON; None if there is none."""
+    found: dict[str, Any] = {
+        field.removeprefix('prop:'): [
+            {'site': value['incarnation'].rpartition('.')[0],
+             'value': plain(value['value']), 'shown': value['shown']}
+            for value in values]
+        for field, values in conflicts(record).items()}
+    if is_aside(record):
+        found['id'] = {'moved_from': record.extra['moved_from']}
+    return json.dumps(found, sort_keys=True, default=repr) if found else None
+
+
+def is_aside(record: Record) -> bool:
+    """Say whether a record lost its key, and nobody has seen to it yet."""
+    return 'moved_from' in record.extra and 'accepted' not in record.fields
+
+
+def plain(data: Any) -> Any:
+    """Return a field's value as a person wants to read it."""
+    if isinstance(data, Mapping) and 'removed' in data and 'value' in data:
+        return None if data['removed'] else data['value']
+    return data
+
+
 def image_row(record: Record, site: str, is_admin: bool,
-              show_deleted: bool = False, with_tags: bool = False) -> Row:
-    """Return an image as Glance's data API returns it."""
+              show_deleted: bool = False, with_tags: bool = False,
+              viewer: str | None = None) -> Row:
+    """Return an image as Glance's data API returns it.
+
+    :param viewer: the project that looks: its owner is shown what an
+        administrator is shown of conflicts
+    """
     values = shown(record)
     row = Row(image_columns(record.id, values))
     for name in TIMES:
         row[name] = from_us(row[name])
     deleted = row['deleted']
     row['properties'] = properties(record.id, values, deleted)
+    if is_admin or (viewer is not None and viewer == row['owner']):
+        text = conflicts_text(record)
+        if text is not None:
+            row['properties'].append(Row(
+                id=stable_id(record.id, CONFLICTS), image_id=record.id,
+                name=CONFLICTS, value=text, deleted=deleted,
+                deleted_at=row['deleted_at']))
     hidden = row['status'] == 'deactivated' and not is_admin
     row['locations'] = [] if hidden else locations(
         values, site, show_deleted, deleted)

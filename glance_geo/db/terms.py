@@ -81,8 +81,9 @@ def gone_since(record: Record) -> int | None:
         holding = values.get('holding') or {}
         if holding.get('total'):
             return None
-        return max((clock.milliseconds(value.hlc) for value in record.fields.get(
-            'holding', {}).values()), default=0) * 1000
+        written = record.fields.get('holding', {}).values()
+        return 1000 * max((clock.milliseconds(value.hlc)
+                           for value in written), default=0)
     if values.get('deleted'):
         return values.get('deleted_at') or values.get('updated_at')
     return None

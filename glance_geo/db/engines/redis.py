@@ -5,12 +5,13 @@ All keys begin with one prefix in braces, so that one Redis serves several
 services, and so that in a Cluster an entry, its index terms and the numbers
 share a slot: each put is one Lua script there, atomic with its indexes.
 
-Keys, with ``{P}`` the prefix: ``{P}:e:KEY`` an entry (hash: ``v`` value, ``s``
-stamp, ``t`` token, ``x`` its terms); ``{P}:i:INDEX`` an index (sorted set, all
-scores 0, so that members order bytewise); ``{P}:indexes`` their names (the same way);
-``{P}:n`` the counters.
+Keys, with ``{P}`` the prefix: ``{P}:e:KEY`` an entry (hash: ``v`` value,
+``s`` stamp, ``t`` token, ``x`` its terms); ``{P}:i:INDEX`` an index (sorted
+set, all scores 0, so that members order bytewise); ``{P}:indexes`` their
+names (the same way); ``{P}:n`` the counters.
 """
 
+import functools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -159,7 +160,7 @@ class RedisEngine(MetadataEngine):
         return Entry((value,), int(stamp), token)
 
     def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
-        found = {}
+        found: dict[str, Entry] = {}
         for start in range(0, len(keys), _KEYS_PER_CALL):
             part = keys[start:start + _KEYS_PER_CALL]
             entries = self._run(redisscripts.GET, *part)
@@ -234,12 +235,12 @@ class RedisEngine(MetadataEngine):
         last = self.last_number()
         while last <= number and time.monotonic() < deadline:
             left = min(deadline - time.monotonic(), _BLOCK_SECONDS)
-            self._call(lambda client, left=left: self._listen(
-                client, number, left), again=True)
+            self._call(functools.partial(self._listen, number, left),
+                       again=True)
             last = self.last_number()
         return last
 
-    def _listen(self, client: Any, number: int, timeout: float) -> None:
+    def _listen(self, number: int, timeout: float, client: Any) -> None:
         deadline = time.monotonic() + timeout
         with client.pubsub() as channel:
             channel.subscribe(f'{self._base}:puts')

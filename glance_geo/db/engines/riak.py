@@ -13,6 +13,7 @@ points from 2 on, whose UTF-8 orders as the bytes do.
 """
 
 import concurrent.futures
+import functools
 import itertools
 import threading
 import time
@@ -231,17 +232,16 @@ class RiakEngine(MetadataEngine):
         while range.limit is None or len(found) < range.limit:
             size = _PAGE if range.limit is None else min(
                 _PAGE, range.limit - len(found))
-            pairs, continuation = self._call(
-                lambda node, size=size, after=continuation: self._page(
-                    node, field, first, last, size, after))
+            pairs, continuation = self._call(functools.partial(
+                self._page, field, first, last, size, continuation))
             found += [(term_of(range.index, value, range.reverse), key)
                       for value, key in pairs]
             if continuation is None:
                 break
         return found
 
-    def _page(self, node: _Node, field: str, first: str, last: str,
-              size: int, continuation: Any) -> tuple[list, Any]:
+    def _page(self, field: str, first: str, last: str, size: int,
+              continuation: Any, node: _Node) -> tuple[list, Any]:
         page = node.client.get_index(
             self._bucket_at(node), field, first, last, return_terms=True,
             max_results=size, continuation=continuation,

@@ -2,8 +2,8 @@
 """Imports the ``riak`` client on a current Python.
 
 Its last release (2.7.0) looks for abstract classes in ``collections``, calls
-``namedtuple(verbose=…)``, and uses ``distutils`` and ``cgi``, which Python
-3.12 and 3.13 dropped. All of that is supplied while it is imported and taken back
+``namedtuple(verbose=…)``, and uses ``distutils`` and ``cgi``, which newer
+Pythons dropped. All of that is supplied while it is imported and taken back
 afterwards: nothing else in the process sees it.
 """
 

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commands on images whose deletion met a change that it had not seen."""
+
+import datetime
+import time
+import uuid
+
+from cliff import command, lister
+
+from glance_geo import assembly
+from glance_geo.conf import options
+from glance_geo.core import errors, location, rules
+from glance_geo.core.rules import shown
+from glance_geo.db import rows
+from glance_geo.replication.sources import image_bits
+
+
+def _in_trash(conf, record):
+    """Return when an image goes for good, in s since 1970; None: it is not
+    in the trash."""
+    deleted_us = rules.overtaken(record)
+    if deleted_us is None:
+        return None
+    due = deleted_us / 1e6 + conf[options.GROUP].geo_trash_days * 86400
+    return due if due > time.time() else None
+
+
+class TrashList(lister.Lister):
+    """List images that were deleted at one site while another changed them.
+
+    Their bits stay for geo_trash_days; "trash restore" gives one back.
+    """
+
+    def take_action(self, parsed_args):
+        conf = self.app.configuration()
+        records = assembly.installed_data_api(conf).records
+        found = []
+        for record in records.walk('image.deleted'):
+            due = _in_trash(conf, record)
+            if due is not None:
+                values = shown(record)
+                found.append((
+                    record.id, values.get('name'), values.get('owner'),
+                    (values.get('data') or {}).get('size'),
+                    datetime.datetime.fromtimestamp(
+                        due, datetime.UTC).isoformat(timespec='seconds')))
+        return ('ID', 'Name', 'Owner', 'Size', 'Goes at'), found
+
+
+class TrashRestore(command.Command):
+    """Give a deleted image back, under a new id."""
+
+    def get_parser(self, prog_name):
+        parser = super().get_parser(prog_name)
+        parser.add_argument('image', metavar='ID', help="the image's old id")
+        return parser
+
+    def take_action(self, parsed_args):
+        conf = self.app.configuration()
+        data_api = assembly.installed_data_api(conf)
+        record = data_api.records.get('image', parsed_args.image)
+        if record is None or _in_trash(conf, record) is None:
+            raise errors.ConfigurationInvalid(
+                f'no image {parsed_args.image} is in the trash; "trash list" '
+                f'shows those that are')
+        since = rules.overtaken(record) - 1
+        manifests = image_bits(record, since).manifests
+        if not manifests:
+            raise errors.ConfigurationInvalid(
+                f'image {parsed_args.image} has no bits in a geo store')
+        self.app.stdout.write(_restore(conf, data_api, record,
+                                       manifests[0]) + '\n')
+
+
+def _restore(conf, data_api, record, manifest):
+    """Create the image anew; return its id."""
+    from glance.context import RequestContext
+    values = shown(record)
+    store, _ = options.store_folder(conf)
+    fresh = str(uuid.uuid4())
+    key_id, key = options.signing_key(options.location_keys(conf))
+    issued = location.issue(store, fresh, manifest, uuid.uuid4().hex[:16],
+                            key_id, key)
+    chunks = assembly.chunk_store(conf)
+    try:
+        # Before the record: a collection in between must not free the bits.
+        chunks.keep_copy(fresh, manifest)
+    finally:
+        chunks.close()
+    columns = rows.image_columns(record.id, values)
+    wanted = {name: columns[name] for name in (*rows.PLAIN, *rows.DATA)}
+    context = RequestContext(is_admin=True)
+    data_api.image_create(context, {
+        **wanted, 'id': fresh, 'status': 'active', 'visibility': 'private',
+        'protected': False,
+        'properties': {field[5:]: data['value']
+                       for field, data in values.items()
+                       if field.startswith('prop:') and not data['removed']},
+        'locations': [{'url': issued.uri, 'metadata': {'store': store},
+                       'status': 'active'}]})
+    data_api.image_tag_set_all(context, fresh, rows.tags(values))
+    return fresh
