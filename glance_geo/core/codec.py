@@ -39,7 +39,7 @@ def encode(record: Record) -> bytes:
     place = {name: index for index, name in enumerate(incarnations)}
     pending = next((name for name, counter in record.context.items()
                     if counter == PENDING), None)
-    document: dict[str, Any] = dict(record.extra)
+    document: dict[str, Any] = dict(sorted(record.extra.items()))
     document.update(
         k=record.kind, i=record.id,
         b=(None if record.birth is None else

@@ -22,6 +22,7 @@ anything else             the write with the highest clock reading
 from collections.abc import Mapping
 from typing import Any
 
+from glance_geo.core.births import NO_SITE
 from glance_geo.core.records import (
     Dot,
     Record,
@@ -122,7 +123,10 @@ def conflicts(record: Record) -> dict[str, list[dict[str, Any]]]:
     for name, siblings in record.fields.items():
         if len(siblings) < 2 or name.startswith(_SETTLED):
             continue
-        if len({repr(value.data) for value in siblings.values()}) < 2:
+        # What moving a record aside added is told with its id.
+        written = {repr(value.data) for dot, value in siblings.items()
+                   if not dot[0].startswith(NO_SITE)}
+        if len(written) < 2:
             continue
         ranked = _ranked(name, siblings)
         found[name] = [

@@ -1,17 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""P4: merging is commutative, associative and idempotent, and sites that
-exchange records in any order, with losses and repeats, converge."""
+"""P4: merging is commutative, associative and idempotent."""
 
 import itertools
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    invariant,
-    rule,
-)
 
 from glance_geo.core import births, codec, records, rules
 from glance_geo.core.clock import HybridClock
@@ -71,6 +64,49 @@ def same(a, b):
     assert rules.shown(a) == rules.shown(b)
 
 
+@st.composite
+def sealed_histories(draw):
+    """Like ``histories``, with states that only a newer release reads."""
+    states = draw(histories())
+    for number, state in enumerate(states):
+        if draw(st.booleans()):
+            whole = codec.encode(state)
+            states[number] = codec.decode(b'\2' + whole[1:])
+    return states
+
+
+@given(sealed_histories())
+def test_p4_merging_what_can_not_be_read_follows_the_same_laws(states):
+    a, b, c = states
+    same(records.merge(a, b), records.merge(b, a))
+    same(records.merge(records.merge(a, b), c),
+         records.merge(a, records.merge(b, c)))
+    once = records.merge(a, b)
+    same(records.merge(once, b), once)
+    # Nothing that was seen is forgotten, and nothing sealed is lost but to
+    # something that has seen all of it.
+    assert once.seen == records.join(a.seen, b.seen)
+    parts = [once.context, *(part.context for part in once.sealed)]
+    for part in (*a.sealed, *b.sealed):
+        assert any(records.includes(seen, part.context) for seen in parts)
+
+
+KINDS = ('image', 'namespace', 'task', 'resource_type', 'site', 'holding')
+
+
+@given(histories(), st.sampled_from(KINDS))
+def test_p4_every_kind_of_record_merges_alike(states, kind):
+    for state in states:
+        state.kind = kind
+        state.birth = state.birth if kind in births.CLAIMED else None
+    a, b, c = states
+    (here,), (there,) = births.reconcile(a, b), births.reconcile(b, a)
+    same(here, there)
+    (left,) = births.reconcile(here, c)
+    (right,) = births.reconcile(a, births.reconcile(b, c)[0])
+    same(left, right)
+
+
 @given(histories())
 def test_p4_merge_is_commutative(states):
     a, b, _ = states
@@ -110,6 +146,14 @@ def test_codec_round_trip_keeps_unknown_entries(states):
     assert codec.decode(codec.encode(record)) == record
 
 
+def test_equal_records_have_equal_bytes():
+    """Found by the state machine: unknown entries that came in another
+    order made the sites' digests differ for ever."""
+    a = Record('image', 'i', extra={'x': 1, 'y': 2})
+    b = Record('image', 'i', extra={'y': 2, 'x': 1})
+    assert a == b and codec.encode(a) == codec.encode(b)
+
+
 @given(histories())
 def test_p4_moving_aside_and_merging_commute(states):
     a, b, _ = states
@@ -137,83 +181,6 @@ def test_p4_two_creations_of_one_id_end_the_same_everywhere(one, two):
     assert kept.birth == first.birth and kept.id == 'i'
     assert moved.id != 'i'
     assert rules.shown(moved)['visibility'] == 'private'
-
-
-class Convergence(RuleBasedStateMachine):
-    """Sites write and pull from each other in any order; then all heal."""
-
-    @initialize()
-    def start(self):
-        self.wall = 1_000_000
-        self.sites = {}
-        for number, site in enumerate(SITES):
-            # Clocks that disagree by seconds.
-            clock = HybridClock(lambda n=number: self.wall + n * 4000)
-            self.sites[site] = RecordStore(MemoryEngine(), site, clock=clock)
-        self.told = {}
-
-    def pull(self, to, source):
-        target, origin = self.sites[to], self.sites[source]
-        vector = origin.vector()
-        for record in list(origin.newer(target.vector())):
-            target.absorb(codec.decode(codec.encode(record)))
-        target.advance(vector)
-
-    @rule(site=st.sampled_from(SITES), id=st.sampled_from(('i', 'j')),
-          change=changes())
-    def write(self, site, id, change):
-        self.wall += 7
-        self.sites[site].update('image', id, lambda present: change)
-
-    @rule(to=st.sampled_from(SITES), source=st.sampled_from(SITES))
-    def exchange(self, to, source):
-        if to != source:
-            self.pull(to, source)
-
-    @rule(to=st.sampled_from(SITES), source=st.sampled_from(SITES))
-    def exchange_cut_off(self, to, source):
-        """A transfer that ends early: records came, the vector did not."""
-        if to == source:
-            return
-        target, origin = self.sites[to], self.sites[source]
-        for record in list(origin.newer(target.vector()))[:1]:
-            target.absorb(record)
-
-    @invariant()
-    def p4_all_agree_after_healing(self):
-        if not hasattr(self, 'sites'):
-            return
-        # On copies, so that the history itself goes on as it was.
-        states = {}
-        for site, store in self.sites.items():
-            states[site] = {record.key: record
-                            for record in store.list('image')}
-        merged = []
-        for order in itertools.permutations(SITES):
-            result = RecordStore(MemoryEngine(), 'judge')
-            for site in order:
-                for record in states[site].values():
-                    result.absorb(record)
-            merged.append(sorted(
-                (record.key, codec.encode(record))
-                for record in result.list('image')))
-        assert all(state == merged[0] for state in merged)
-
-    def teardown(self):
-        if not hasattr(self, 'sites'):
-            return
-        for _ in range(2):
-            for to, source in itertools.permutations(SITES, 2):
-                self.pull(to, source)
-        views = [{record.key: rules.shown(record)
-                  for record in store.list('image')}
-                 for store in self.sites.values()]
-        assert views[0] == views[1] == views[2]
-
-
-Convergence.TestCase.settings = settings(
-    max_examples=150, stateful_step_count=20, deadline=None)
-TestConvergence = Convergence.TestCase
 
 
 def test_p4_news_spread_between_sites_that_never_meet():
