@@ -8,6 +8,7 @@ one copy of the data, and no quorum, hand-off or anti-entropy.
 """
 
 import base64
+import contextlib
 import socket
 import socketserver
 import struct
@@ -77,7 +78,8 @@ class Connection(socketserver.BaseRequestHandler):
     def handle(self):
         self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         data = self.server.data
-        while True:
+        self.server.connections.append(self.request)
+        while not self.server.away:
             head = self._exactly(4)
             if head is None:
                 return
@@ -225,12 +227,25 @@ class RiakStandIn(socketserver.ThreadingTCPServer):
         super().__init__(('127.0.0.1', 0), Connection)
         self.data = Data()
         self.calls = []
+        self.connections = []
+        self.away = False
         threading.Thread(target=self.serve_forever, args=(0.05,),
                          daemon=True).start()
 
     @property
     def url(self):
         return f'riak://127.0.0.1:{self.server_address[1]}'
+
+    def hang_up(self):
+        """Close every connection, and every new one, as a dead node does."""
+        self.away = True
+        connections, self.connections = self.connections, []
+        for connection in connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def take_calls(self):
+        self.away = False
 
     def __exit__(self, *arguments):
         self.shutdown()

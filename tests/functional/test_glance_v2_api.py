@@ -25,6 +25,7 @@ from oslo_db import options as db_options
 
 from glance_geo.conf import options
 from glance_geo.db import api
+from tests import engines
 
 CONF = cfg.CONF
 
@@ -65,6 +66,8 @@ def in_glance_work_folder(glance_work_folder, monkeypatch):
 class OnGeo:
     """Overrides the two hooks of Glance's base class, and nothing else."""
 
+    metadata_engine = 'sqlite'
+
     def setup_database(self):
         options.register(CONF)
         keys = f'{self.test_dir}/location.keys'
@@ -73,7 +76,8 @@ class OnGeo:
         for name, value in (('site_name', 'test'), ('agent_socket', ''),
                             ('location_keys_file', keys)):
             self.config(**{name: value}, group=options.GROUP)
-        data_api = api.load(f'sqlite:///{self.test_dir}/metadata.db')
+        data_api = api.load(engines.url(self.metadata_engine,
+                                        self.test_dir))
         self.addCleanup(data_api.close)
         for target, ours in (('glance.db.get_api', lambda: data_api),
                              ('glance.quota.keystone.db', data_api)):
@@ -111,13 +115,18 @@ def _define():
         db_options.set_defaults(CONF)
     for module, name, its in _classes():
         made = f'{name}_{module.removeprefix("test_")}'
-        bases = (its,) if stock else (OnGeo, its)
-        different = {} if stock else {
+        if stock:
+            globals()[made] = type(made, (its,), {'__module__': __name__})
+            continue
+        different = {
             test: pytest.mark.xfail(reason=why, strict=True)(
                 _again(getattr(its, test)))
             for test, why in DIFFERENCES.items() if hasattr(its, test)}
-        globals()[made] = type(made, bases, {'__module__': __name__,
-                                             **different})
+        for engine in engines.PRODUCTS:
+            globals()[f'{made}_on_{engine}'] = type(
+                f'{made}_on_{engine}', (OnGeo, its),
+                {'__module__': __name__, 'metadata_engine': engine,
+                 **different})
 
 
 def _again(test):
