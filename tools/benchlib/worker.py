@@ -24,7 +24,6 @@ def load(kind, url):
     options.set_defaults(cfg.CONF)
     cfg.CONF([], project='glance', prog='bench', default_config_files=[])
     cfg.CONF.set_override('connection', url, group='database')
-    api.configure()
     return api
 
 
