@@ -120,11 +120,20 @@ class SiteRetire(command.Command):
         return parser
 
     def take_action(self, parsed_args):
-        from glance_geo.replication import membership
+        from glance_geo.replication import audit, membership
         conf = self.app.configuration()
         own = conf[options.GROUP].site_name
-        membership.retire(assembly.installed_data_api(conf).records,
-                          parsed_args.site, own, parsed_args.force)
+        records = assembly.installed_data_api(conf).records
+        if not parsed_args.force:
+            try:
+                # What it has now, not what it had when it was last heard of.
+                audit.gossip(records, assembly.peer(conf, parsed_args.site))
+            except errors.Unreachable as error:
+                raise errors.Unreachable(
+                    f'{error}. It may have writes that are at no other site: '
+                    f'bring its link up, or give them up with --force'
+                ) from error
+        membership.retire(records, parsed_args.site, own, parsed_args.force)
         self.app.stdout.write(
             f'Site {parsed_args.site} is retired. To take it back, run '
             f'"glance-geo site bootstrap --from {own}" there.\n')
@@ -167,7 +176,7 @@ class SiteBootstrap(show.ShowOne):
         unseen = bootstrap.unseen(records, peer)
         if unseen:
             exchange.write(parsed_args.export, unseen, len(unseen))
-            self.app.stdout.write(
+            self.app.stderr.write(
                 f'{len(unseen)} records that site {parsed_args.source} has '
                 f'not seen are in {parsed_args.export}; "glance-geo metadata '
                 f'import" takes them in again, if they should be.\n')

@@ -41,7 +41,7 @@ class RecordStore(RecordSync):
         self.site = site
         self.clock = clock or HybridClock(wall_ms)
         self.changed = changed
-        self._writer = writers.writer(engine, site)
+        self._writer = writers.writer(engine, site, self._ended)
 
     @property
     def incarnation(self) -> str:

@@ -67,6 +67,9 @@ class RecordSync:
         """
         if not self._writer.numbered:
             return {_CHANGED: wall_ms()}
+        # Another process may have found that the data began another life:
+        # its numbers must not pass for those of the one before.
+        self._writer.refresh()
         # The own number is read first: writes that come meanwhile are sent
         # again, which costs little; the other order would lose them.
         own = self.engine.last_number()
@@ -79,10 +82,14 @@ class RecordSync:
         """Note that everything up to here has been absorbed."""
         def join(present: Context) -> Context:
             joined = records.join(present, seen)
-            joined.pop(self.incarnation, None)
             joined.pop(_CHANGED, None)
             return joined
         self._change_local('vector', join)
+
+    def _ended(self, incarnation: str, last: int) -> None:
+        """Note the last number of an incarnation that this site leaves."""
+        self._change_local('vector', lambda present: records.join(
+            present, {incarnation: last}))
 
     def known(self) -> dict[str, Context]:
         """Return, for each site, up to where it has what was written."""

@@ -8,7 +8,7 @@ import collections
 import os
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from glance_geo.core import births, codec, errors, records
@@ -48,9 +48,11 @@ class NumberingWriter:
 
     numbered = True
 
-    def __init__(self, engine: MetadataEngine, site: str):
+    def __init__(self, engine: MetadataEngine, site: str,
+                 ended: Callable[[str, int], None]):
         self._engine = engine
         self._site = site
+        self._ended = ended
         self._key = f'local/{site}/identity'
         self.refresh()
 
@@ -64,6 +66,9 @@ class NumberingWriter:
                 if kept == life:
                     self.incarnation, self._life = incarnation, life
                     return
+                # Up to its last number, what was written under the old name
+                # is here: other sites must hear of it in the vector.
+                self._ended(incarnation, self._engine.last_number())
             fresh = fresh_incarnation(self._site)
             try:
                 self._engine.put(self._key, f'{fresh} {life}'.encode(),
@@ -178,8 +183,13 @@ class SiblingWriter:
 Writer = NumberingWriter | SiblingWriter
 
 
-def writer(engine: MetadataEngine, site: str) -> Writer:
-    """Return how writes to an engine get their dots."""
+def writer(engine: MetadataEngine, site: str,
+           ended: Callable[[str, int], None]) -> Writer:
+    """Return how writes to an engine get their dots.
+
+    :param ended: called with an incarnation that gives way to another, and
+        its last number
+    """
     if Trait.SIBLINGS in engine.traits:
         return SiblingWriter(engine, site)
-    return NumberingWriter(engine, site)
+    return NumberingWriter(engine, site, ended)

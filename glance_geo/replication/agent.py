@@ -255,7 +255,7 @@ class Agent:
             'peers': [{
                 'site': site, 'address': sync.peer.address,
                 'reachable': sync.reachable,
-                'error': sync.peer.last_error,
+                'error': sync.error or sync.peer.last_error,
                 'rtt_ms': (None if sync.peer.rtt is None
                            else round(sync.peer.rtt * 1000, 1)),
                 'last_sync_seconds_ago': (

@@ -122,6 +122,7 @@ class PeerSync:
         self.upkeep = upkeep
         self.retired = False
         self.reachable: bool | None = None
+        self.error: str | None = None
         self.last_pull: float | None = None
         self.records_received = 0
         self._log = log
@@ -189,13 +190,14 @@ class PeerSync:
             try:
                 self.once()
             except errors.GeoError as error:
-                failed = True
+                failed, self.error = True, str(error)
                 if self.reachable is not False:
                     LOG.warning('Sync with %s: %s', self.peer.site, error)
-            except Exception:
-                failed = True
+            except Exception as error:
+                failed, self.error = True, repr(error)
                 LOG.exception('Sync with %s failed', self.peer.site)
             else:
+                self.error = None
                 if self.reachable is False:
                     LOG.info('Sync with %s: reachable again', self.peer.site)
             self.reachable = not failed

@@ -47,6 +47,31 @@ def test_p4_a_pull_advances_the_vector(origin):
     assert not list(origin.newer(here.vector()))
 
 
+def test_p4_what_was_written_under_an_old_name_is_sent_once(origin):
+    """Found with sites on Redis: after a restart the old name was missing
+    from the vector, and its last writes came again with every pull."""
+    here = RecordStore(MemoryEngine(), 'rennes')
+    old = origin.incarnation
+    origin.renew_incarnation()
+    assert origin.vector()[old] == 1
+    assert pull(here, Sender(origin)) == 1
+    assert not list(origin.newer(here.vector()))
+
+
+def test_p4_a_process_that_missed_a_restore_does_not_claim_lost_writes():
+    """Found with sites on Redis: an agent that had not written since took
+    the new life's numbers for the old name's."""
+    engine = MemoryEngine()
+    writing, agent = (RecordStore(engine, 'paris') for _ in range(2))
+    old = writing.incarnation
+    writing.create('image', 'i', lambda present: {'name': 'x'})
+    engine.renew_life()
+    for number in range(5):
+        writing.update('image', f'{number}', lambda present: {'name': 'y'})
+    agent.advance({'rennes.1': 3, old: 1})
+    assert agent.vector() == {old: 1, writing.incarnation: 6, 'rennes.1': 3}
+
+
 def newer_release(record, seen):
     """Return a record as a later release might write it."""
     return b'\x63' + wire.pack({

@@ -29,7 +29,8 @@ def _parser():
     up.add_argument('--sites', default='paris,rennes,nantes',
                     help='names, separated by commas (default: %(default)s)')
     up.add_argument('--metadata', default='sqlite',
-                    help='metadata engine (default: %(default)s)')
+                    help='metadata engine: sqlite, or redis (a server per '
+                         'site; default: %(default)s)')
     up.add_argument('--wan', nargs='?', const='', metavar='SHAPE',
                     help='a network namespace per site, links shaped as in '
                          'delay=25ms,rate=100mbit,loss=0.1%% (needs root)')
@@ -57,7 +58,7 @@ def _parser():
                        ('start', 'start a process of a site again')):
         made = add(name, text)
         made.add_argument('a', metavar='SITE')
-        made.add_argument('role', choices=('glance-api', 'agent'))
+        made.add_argument('role', choices=('glance-api', 'agent', 'redis'))
     run = add('exec', 'run a command with a site\'s client environment')
     run.add_argument('a', metavar='SITE')
     run.add_argument('argv', nargs=argparse.REMAINDER, metavar='-- CMD …')

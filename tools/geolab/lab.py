@@ -19,7 +19,9 @@ from geolab.links_relay import RelayLinks
 from geolab.links_wan import WanLinks, parse
 from geolab.processes import LabError
 
-_METADATA = {'sqlite': 'sqlite:///{folder}/metadata.db'}
+_METADATA = {'sqlite': 'sqlite:///{folder}/metadata.db',
+             'redis': 'redis://127.0.0.1:{port}'}
+_REDIS_PORT = 6379
 _AGENT_PORT = 9494
 _API_PORT = 9292
 
@@ -106,9 +108,14 @@ class Lab:
             for name, site in plan['sites'].items():
                 layout.write_site(
                     self.folder / name, name, site['endpoint'],
-                    site['listen'], site['peers'], _METADATA[metadata],
+                    site['listen'], site['peers'],
+                    _METADATA[metadata].format(folder=self.folder / name,
+                                               port=site['redis_port']),
                     file_store, extra)
             self.links.start()
+            for name, site in plan['sites'].items():
+                if metadata == 'redis':
+                    self._start_redis(name, site['redis_port'])
             for name in names:
                 self.start_agent(name, wait=False)
                 self.start_api(name, wait=False)
@@ -121,8 +128,8 @@ class Lab:
 
     def _plan_relay(self, names):
         ports = _free_ports()
-        sites = {name: {'agent_port': next(ports), 'api_port': next(ports)}
-                 for name in names}
+        sites = {name: {'agent_port': next(ports), 'api_port': next(ports),
+                        'redis_port': next(ports)} for name in names}
         routes = RelayLinks.plan(sites, ports)
         for name, site in sites.items():
             site['endpoint'] = f'http://127.0.0.1:{site["api_port"]}'
@@ -148,6 +155,7 @@ class Lab:
             sites[name] = {
                 'endpoint': f'http://{address}:{_API_PORT}',
                 'listen': f'0.0.0.0:{_AGENT_PORT}',
+                'redis_port': _REDIS_PORT,
                 'addresses': [address] + [links.address(link, name)
                                           for link in near],
                 'peers': {other: (links.address(link, other), _AGENT_PORT)
@@ -157,6 +165,7 @@ class Lab:
     def _write_sites(self, sites):
         (self.folder / 'sites.json').write_text(json.dumps({
             name: {'endpoint': site['endpoint'], 'agent': site['listen'],
+                   'redis_port': site['redis_port'],
                    'config_dir': str(self.folder / name / 'etc'),
                    'env': {'OS_AUTH_TYPE': 'none',
                            'OS_ENDPOINT': site['endpoint'],
@@ -190,6 +199,28 @@ class Lab:
                 'PYTHONPATH': os.pathsep.join(
                     filter(None, (path, os.environ.get('PYTHONPATH')))),
                 'PYTHONWARNINGS': 'ignore'}
+
+    def _start_redis(self, name, port):
+        """Start a durable Redis of the site's own, and wait for it."""
+        data = self.folder / name / 'redis'
+        data.mkdir(exist_ok=True)
+        netns = self.links.netns(name)
+        self._started[f'{name}/redis'] = processes.start(
+            self.folder, f'{name}/redis',
+            [program('redis-server'), '--port', str(port), '--bind',
+             '127.0.0.1', '--appendonly', 'yes', '--appendfsync', 'always',
+             '--save', '', '--dir', str(data),
+             # It would write over the environment that it is known by.
+             '--set-proc-title', 'no'],
+            self.folder / name / 'log' / 'redis.log', netns=netns)
+        prefix = ['ip', 'netns', 'exec', netns] if netns else []
+
+        def ready():
+            done = subprocess.run(
+                [*prefix, program('redis-cli'), '-p', str(port), 'ping'],
+                capture_output=True, text=True)
+            return done.stdout.strip() == 'PONG'
+        self._wait(name, 'redis', ready)
 
     def start_api(self, name, wait=True):
         bind = urlsplit(self.sites[name]['endpoint']).netloc
@@ -263,7 +294,11 @@ class Lab:
         """Start a site's process again."""
         if self._alive(f'{self._site(name)}/{role}'):
             raise LabError(f'{role} of {name} runs already')
-        (self.start_api if role == 'glance-api' else self.start_agent)(name)
+        if role == 'redis':
+            self._start_redis(name, self.sites[name]['redis_port'])
+        else:
+            (self.start_api if role == 'glance-api'
+             else self.start_agent)(name)
 
     # -- down -------------------------------------------------------------
     def down(self):

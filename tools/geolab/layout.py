@@ -88,7 +88,7 @@ def write_site(folder, site, endpoint, listen, peers, metadata, file_store,
     (folder / 'run').chmod(0o750)
     (folder / 'etc' / 'glance-api.conf').write_text(_CONF.format(
         site=site, folder=folder, endpoint=endpoint, listen=listen,
-        metadata=metadata.format(folder=folder), extra='\n'.join(extra),
+        metadata=metadata, extra='\n'.join(extra),
         more_backends=',file:file' if file_store else '',
         more_stores=(f'\n[file]\nfilesystem_store_datadir = {folder}/files\n'
                      if file_store else ''),
