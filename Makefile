@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 # make demo [IMAGE=path]   three sites on this machine, the main job
-# make test                every test; needs about 15 minutes on two cores
+# make test                every test; needs about half an hour on two cores
+# make bench [QUICK=1]     metadata against Glance's SQL; results in .cache/bench
 # make venv                the environment that the demo uses, in .venv
 
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test long venv images config clean
+.PHONY: demo test long bench venv images config clean
 
 $(STAMP): setup.cfg requirements.txt tools/requirements.txt
 	@$(PYTHON) -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -31,6 +32,10 @@ long:
 	$(PYTHON) -m venv .venv-tox
 	.venv-tox/bin/pip install -q 'tox>=4'
 	.venv-tox/bin/tox -e long
+
+bench: $(STAMP)
+	$(VENV)/bin/pip install -q -r tools/bench-requirements.txt
+	$(VENV)/bin/python -W ignore tools/bench metadata --out .cache/bench $(if $(QUICK),--quick)
 
 images: $(STAMP)
 	$(VENV)/bin/python tools/make-images --dir .cache/images
