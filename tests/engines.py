@@ -51,6 +51,8 @@ def url(name, folder):
         return f'sqlite:///{folder}/{fresh}.db'
     if name == 'riak':
         kind = os.environ.get('GLANCE_GEO_TEST_RIAK_TYPE', 'default')
-        return f'{riak_address()}/{fresh}?type={kind}'
+        # An index answers from one replica: suites that list what they have
+        # just written want all of them to have it.
+        return f'{riak_address()}/{fresh}?type={kind}&w=all'
     address = server(name).url
     return f'{address}{"&" if "?" in address else "?"}prefix={fresh}'

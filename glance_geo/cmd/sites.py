@@ -252,7 +252,6 @@ class MetadefsLoad(command.Command):
         return parser
 
     def take_action(self, parsed_args):
-        from glance.context import RequestContext
         from tqdm import tqdm
 
         from glance_geo.db import metadeffiles
@@ -267,8 +266,7 @@ class MetadefsLoad(command.Command):
         with tqdm(total=len(documents), unit='namespace',
                   disable=None) as bar:
             created = metadeffiles.load(
-                assembly.installed_data_api(conf),
-                RequestContext(is_admin=True), documents,
+                assembly.installed_data_api(conf), documents,
                 lambda name: bar.update())
         self.app.stdout.write(
             f'{created} of {len(documents)} namespaces created; the others '

@@ -9,7 +9,7 @@ outcome from the same two states: no message is needed.
 import uuid
 
 from glance_geo.core import records
-from glance_geo.core.records import Record, Sibling
+from glance_geo.core.records import NO_SITE, Record, Sibling
 
 CLAIMED = ('image', 'namespace')
 """The kinds whose keys users choose: two sites may claim one."""
@@ -17,9 +17,6 @@ CLAIMED = ('image', 'namespace')
 REPLACES = 'replaces'
 """Entry of a record that was created where a deleted one was: the births of
 those before it, which it replaces for good."""
-
-NO_SITE = 'moved.'
-"""Prefix of the incarnations of dots that no site wrote: never synced by."""
 
 _DERIVED = uuid.UUID('b4e0c7a1-63b8-5d0a-9a52-6c6a0f1d7e11')
 

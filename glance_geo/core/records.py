@@ -29,6 +29,11 @@ PENDING = 0
 """The counter of a write that the engine has not numbered yet."""
 
 
+NO_SITE = 'moved.'
+"""Prefix of the incarnations of dots that no site wrote, but every site makes
+alike: sites do not sync by them."""
+
+
 class _Removed:
     """The marker for a field that a write takes away."""
 
@@ -98,11 +103,12 @@ class Record:
 
     @property
     def seen(self) -> Context:
-        """All writes that are in the record, read or not."""
+        """All sites' writes that are in the record, read or not."""
         seen = dict(self.context)
         for part in self.sealed:
             seen = join(seen, part.context)
-        return seen
+        return {name: counter for name, counter in seen.items()
+                if not name.startswith(NO_SITE)}
 
     @property
     def key(self) -> str:

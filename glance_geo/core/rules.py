@@ -22,8 +22,8 @@ anything else             the write with the highest clock reading
 from collections.abc import Mapping
 from typing import Any
 
-from glance_geo.core.births import NO_SITE
 from glance_geo.core.records import (
+    NO_SITE,
     Dot,
     Record,
     Sibling,

@@ -5,15 +5,22 @@
 data API, so that it works on every engine and reaches every site.
 """
 
+import hashlib
 import json
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from glance.common import exception
+from glance_geo.core import births
+from glance_geo.core.records import Birth, Record, Sibling
+from glance_geo.core.rules import shown
+from glance_geo.db import rows
+from glance_geo.db.recordstore import RecordStore
 
-LOG = logging.getLogger(__name__)
+_ORIGIN = 'metadefs'
+# Sites load the files at different times, and must get equal records.
+_TIME_US = 946_684_800_000_000      # 2000-01-01
+_TIMES = {'created_at': _TIME_US, 'updated_at': _TIME_US}
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
@@ -34,51 +41,84 @@ def read(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _put_contents(data_api: Any, context: Any,
-                  document: dict[str, Any]) -> None:
-    name = document['namespace']
+def records_of(document: dict[str, Any]) -> Iterator[Record]:
+    """Return the records that a definition stands for.
+
+    They are the same at every site, down to their births and dots: sites that
+    load a file apart from each other have nothing to merge.
+    """
     for link in document.get('resource_type_associations', []):
-        try:
-            data_api.metadef_resource_type_create(
-                context, {'name': link['name'], 'protected': True})
-        except exception.MetadefDuplicateResourceType:
-            pass
-        data_api.metadef_resource_type_association_create(context, name, {
-            'name': link['name'], 'prefix': link.get('prefix'),
-            'properties_target': link.get('properties_target')})
-    for prop, schema in document.get('properties', {}).items():
-        data_api.metadef_property_create(
-            context, name, {'name': prop, 'json_schema': schema})
+        yield _record('resource_type', link['name'], {
+            'id': rows.stable_id('resource_type', link['name']),
+            'protected': True, 'deleted': False, **_TIMES})
+    name = document['namespace']
+    fields: dict[str, Any] = {
+        'id': rows.stable_id('namespace', name, _ORIGIN), 'deleted': False,
+        'owner': document.get('owner', 'admin'), **_TIMES,
+        **{key: document.get(key) for key in (
+            'display_name', 'description', 'visibility', 'protected')}}
+    for place, (sort, thing, values) in enumerate(_contents(document)):
+        fields[f'{sort}:{thing}'] = {
+            **values, 'order': [0, place], **_TIMES,
+            **({} if sort == 'type' else {
+                'id': rows.stable_id(sort, name, thing, _ORIGIN)})}
+    yield _record('namespace', name, fields)
+
+
+def _contents(document: dict[str, Any],
+              ) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield (sort, name, values) of what a definition holds."""
+    for link in document.get('resource_type_associations', []):
+        yield 'type', link['name'], {
+            'prefix': link.get('prefix'),
+            'properties_target': link.get('properties_target')}
+    for name, schema in document.get('properties', {}).items():
+        yield 'property', name, {'json_schema': json.dumps(schema)}
     for thing in document.get('objects', []):
-        data_api.metadef_object_create(context, name, {
-            'name': thing['name'], 'description': thing.get('description'),
-            'json_schema': thing.get('properties')})
-    data_api.metadef_tag_create_tags(
-        context, name, [{'name': tag['name']}
-                        for tag in document.get('tags', [])], True)
+        yield 'object', thing['name'], {
+            'description': thing.get('description'), 'required': None,
+            'json_schema': json.dumps(thing.get('properties') or {})}
+    for tag in document.get('tags', []):
+        yield 'label', tag['name'], {}
 
 
-def load(data_api: Any, context: Any, documents: Sequence[dict[str, Any]],
+def _record(kind: str, id: str, fields: dict[str, Any]) -> Record:
+    digest = hashlib.blake2b(repr((kind, id, fields)).encode(),
+                             digest_size=6).hexdigest()
+    dot = (f'{births.NO_SITE}{_ORIGIN}.{digest}', 1)
+    return Record(
+        kind, id, (Birth(0, _ORIGIN, _ORIGIN) if kind in births.CLAIMED
+                   else None), {dot[0]: dot[1]},
+        {name: {dot: Sibling(0, value)} for name, value in fields.items()})
+
+
+def _load_one(store: RecordStore, record: Record) -> bool:
+    """Bring in a record that is not there; say whether it was not."""
+    present = store.get(record.kind, record.id)
+    if present is not None and not shown(present).get('deleted'):
+        return False
+    if present is None:
+        store.absorb(record)
+        # What no site wrote, none would send: this write takes it along.
+        store.update(record.kind, record.id,
+                     lambda present: {'loaded': True})
+    else:
+        store.create(record.kind, record.id,
+                     lambda present: {**shown(record), 'loaded': True})
+    return True
+
+
+def load(data_api: Any, documents: Sequence[dict[str, Any]],
          progress: Callable[[str], None] = lambda name: None) -> int:
-    """Create the namespaces that do not exist yet; may be repeated.
+    """Create what does not exist yet; may be repeated, at any site.
 
-    :returns: how many were created
+    :returns: how many namespaces were created
     """
     created = 0
     for document in documents:
-        try:
-            data_api.metadef_namespace_create(context, {
-                'namespace': document['namespace'],
-                'display_name': document.get('display_name'),
-                'description': document.get('description'),
-                'visibility': document.get('visibility'),
-                'protected': document.get('protected'),
-                'owner': document.get('owner', 'admin')})
-        except exception.MetadefDuplicateNamespace:
-            LOG.info('Namespace %s is there already', document['namespace'])
-        else:
-            _put_contents(data_api, context, document)
-            created += 1
+        for record in records_of(document):
+            new = _load_one(data_api.records, record)
+            created += new and record.kind == 'namespace'
         progress(document['namespace'])
     return created
 

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from glance_geo.core import clock
-from glance_geo.core.births import NO_SITE
 from glance_geo.core.interfaces import Term
 from glance_geo.core.records import PENDING, Record
 from glance_geo.core.rules import shown
@@ -110,8 +109,6 @@ def has(record: Record, index: str, term: bytes) -> bool:
 
 def _seen(record: Record) -> Iterator[Term]:
     for incarnation, counter in record.seen.items():
-        if incarnation.startswith(NO_SITE):
-            continue
         if counter == PENDING:
             yield Term(SEEN + incarnation, b'', stamped=True)
         else:

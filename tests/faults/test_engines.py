@@ -67,6 +67,38 @@ def test_a_paused_redis_answers_503_within_its_timeout(server, data_api):
     assert data_api.image_get(ADMIN, image(1)['id'])
 
 
+def test_a_slow_redis_is_waited_for(server, data_api):
+    data_api.image_create(ADMIN, image(1))
+    server.pause()
+    threading.Timer(0.2, server.resume).start()     # within the timeout
+    assert data_api.image_get(ADMIN, image(1)['id'])
+
+
+def test_p7_tls_with_certificates_of_both_sides(tmp_path):
+    from glance_geo.replication import identity
+    identity.create_authority(tmp_path / 'ca')
+    for name in ('server', 'client'):
+        identity.create_node(tmp_path / 'ca', tmp_path / name, name, name,
+                             ['127.0.0.1'])
+    at = tmp_path / 'server'
+    port = servers.free_port()
+    server = servers.RedisServer(
+        *servers.RedisServer.DURABLE, '--tls-port', str(port),
+        '--tls-cert-file', f'{at}/site.crt', '--tls-key-file',
+        f'{at}/site.key', '--tls-ca-cert-file', f'{at}/ca.crt')
+    try:
+        files = tmp_path / 'client'
+        options = (f'ca_file={files}/ca.crt&cert_file={files}/site.crt'
+                   f'&key_file={files}/site.key')
+        data_api = api.load(f'rediss://127.0.0.1:{port}?{options}')
+        data_api.image_create(ADMIN, image(1))
+        with pytest.raises(errors.EngineUnavailable):
+            open_engine(f'rediss://127.0.0.1:{port}')   # an unknown authority
+        data_api.close()
+    finally:
+        server.stop()
+
+
 def test_p1_of_writes_under_kills_none_that_was_acknowledged_is_lost(
         server, data_api, rng):
     """Writers go on while the server is killed and started again."""

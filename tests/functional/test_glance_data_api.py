@@ -55,7 +55,7 @@ class MetadefFiles:
 
     @classmethod
     def db_load_metadefs(cls, data_api):
-        metadeffiles.load(data_api, cls.context,
+        metadeffiles.load(data_api,
                           metadeffiles.read(Path('etc/metadefs')))
 
     @classmethod

@@ -73,6 +73,32 @@ def test_p4_a_conflict_is_shown_to_the_owner_and_settled(lab, sites):
         assert 'geo_conflicts' not in client.show(image)
 
 
+def test_p4_a_deletion_that_met_a_change_can_be_taken_back(lab, sites):
+    paris, rennes, _ = sites
+    data = b'precious' * 50_000
+    image = paris.create(name='x', data=data, note='kept')
+    rennes.wait_active(image)
+    assert rennes.read(image).content == data
+    lab.isolate('paris')
+    assert paris.delete(image).status_code == 204
+    rennes.set(image, name='still in use')
+    lab.heal()
+    wait(lambda: rennes.show(image) is None)
+    rows = geo(lab, 'rennes', 'trash', 'list')
+    assert [(row['ID'], row['Name']) for row in rows] == [
+        (image, 'still in use')]
+    command(lab, 'rennes', 'glance-geo', 'store', 'collect')
+    fresh = command(lab, 'rennes', 'glance-geo', 'trash', 'restore',
+                    image).strip()
+    assert fresh != image
+    shown = rennes.show(fresh)
+    assert (shown['visibility'], shown['note'], shown['status']) == (
+        'private', 'kept', 'active')
+    assert rennes.read(fresh).content == data
+    paris.wait_active(fresh)
+    assert paris.read(fresh).content == data
+
+
 def test_p4_audits_find_nothing_between_healthy_sites(lab, sites):
     wait(lambda: len({json.dumps(c.listed(), sort_keys=True)
                       for c in sites}) == 1)

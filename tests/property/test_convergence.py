@@ -28,10 +28,9 @@ from hypothesis.stateful import (
 )
 
 from glance_geo.core import codec, errors, records
-from glance_geo.core.births import NO_SITE
 from glance_geo.core.clock import HybridClock
 from glance_geo.core.interfaces import MetadataEngine
-from glance_geo.core.records import REMOVED
+from glance_geo.core.records import NO_SITE, REMOVED
 from glance_geo.db.engines import open_engine
 from glance_geo.db.recordstore import RecordStore
 from glance_geo.replication import (

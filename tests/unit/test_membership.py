@@ -132,6 +132,21 @@ def test_p4_tombstones_wait_for_every_site_and_say_for_which(sites):
                for site in sites.values())
 
 
+def test_p4_tombstones_of_what_moved_aside_are_forgotten_too(sites):
+    """No vector covers the dots that moving made: no site wrote them."""
+    create(sites['paris'], 'i', name='x')
+    create(sites['rennes'], 'i', name='y')
+    meet(sites)
+    ids = [record.id for record in sites['nantes'].records.list('image')]
+    assert len(ids) == 2
+    for id in ids:
+        delete(sites['nantes'], id)
+    meet(sites)
+    forget(sites)
+    assert not list(sites['paris'].records.list('image'))
+    assert compare(sites, 'paris', 'rennes', 'nantes') == (0, 0)
+
+
 def test_p4_a_restored_backup_does_not_bring_back_what_was_forgotten(sites):
     create(sites['paris'], 'i', name='x')
     create(sites['paris'], 'k', name='stays')

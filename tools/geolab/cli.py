@@ -29,8 +29,9 @@ def _parser():
     up.add_argument('--sites', default='paris,rennes,nantes',
                     help='names, separated by commas (default: %(default)s)')
     up.add_argument('--metadata', default='sqlite',
-                    help='metadata engine: sqlite, or redis (a server per '
-                         'site; default: %(default)s)')
+                    help='metadata engine: sqlite, redis (a server per '
+                         'site), or the URL of one that all sites share, '
+                         'such as riak://host:8087 (default: %(default)s)')
     up.add_argument('--wan', nargs='?', const='', metavar='SHAPE',
                     help='a network namespace per site, links shaped as in '
                          'delay=25ms,rate=100mbit,loss=0.1%% (needs root)')

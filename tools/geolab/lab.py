@@ -89,9 +89,10 @@ class Lab:
     # -- up ---------------------------------------------------------------
     def up(self, names, metadata='sqlite', wan=None, file_store=False,
            extra=()):
-        if metadata not in _METADATA:
-            raise LabError(f'--metadata {metadata}: this release has '
-                           f'{", ".join(_METADATA)}')
+        if metadata not in _METADATA and '://' not in metadata:
+            raise LabError(f'--metadata {metadata}: use '
+                           f'{", ".join(_METADATA)}, or the URL of an engine '
+                           f'that all sites share')
         if len(set(names)) != len(names):
             raise LabError('--sites: names must differ')
         if self._state_file.exists() or processes.running(self.folder):
@@ -109,8 +110,8 @@ class Lab:
                 layout.write_site(
                     self.folder / name, name, site['endpoint'],
                     site['listen'], site['peers'],
-                    _METADATA[metadata].format(folder=self.folder / name,
-                                               port=site['redis_port']),
+                    _METADATA.get(metadata, metadata).format(
+                        folder=self.folder / name, port=site['redis_port']),
                     file_store, extra)
             self.links.start()
             for name, site in plan['sites'].items():

@@ -15,6 +15,7 @@ points from 2 on, whose UTF-8 orders as the bytes do.
 import concurrent.futures
 import functools
 import itertools
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -42,6 +43,7 @@ except ImportError as error:
 _CONCURRENCY = 16
 _BAD_SECONDS = 5.0
 _PAGE = 1000
+_PROPERTIES_SECONDS = 30.0
 _UP, _DOWN = 'up_bin', 'down_bin'
 _END = '\x01'                       # ends a term that is walked up …
 _END_DOWN, _PAST_DOWN = 'Ą', 'ą'    # … and one that is walked down
@@ -102,18 +104,31 @@ class RiakEngine(MetadataEngine):
 
     def __init__(self, hosts: Sequence[tuple[str, int]], bucket: str,
                  bucket_type: str, timeout: float, quorum: dict[str, Any]):
+        self._timeout = timeout
         self._timeout_ms = int(timeout * 1000)
+        self._hosts = hosts
         self._bucket = bucket
         self._type = bucket_type
         self._quorum = quorum
-        # A node that hangs must be found out before the call's own time is
-        # over, or nothing is left for another.
-        self._nodes = [_Node(host, port, timeout + 1) for host, port in hosts]
-        self._turn = itertools.count()
         self._lock = threading.Lock()
+        self._open()
+        self._call(self._prepare)
+
+    def _open(self) -> None:
+        self._owner = os.getpid()
+        # The server gives up first, and says why.
+        self._nodes = [_Node(host, port, self._timeout + 1)
+                       for host, port in self._hosts]
+        self._turn = itertools.count()
         self._pool = concurrent.futures.ThreadPoolExecutor(
             _CONCURRENCY, thread_name_prefix='riak')
-        self._call(self._prepare)
+
+    def _after_fork(self) -> None:
+        """Leave connections and threads to the process that made them."""
+        if self._owner != os.getpid():
+            with self._lock:
+                if self._owner != os.getpid():
+                    self._open()
 
     def _prepare(self, node: _Node) -> None:
         """Check that the bucket keeps siblings, or make it."""
@@ -126,6 +141,25 @@ class RiakEngine(MetadataEngine):
                 f'siblings. Make one that does: riak admin bucket-type '
                 f'create NAME \'{{"props":{{"allow_mult":true}}}}\'')
         bucket.set_properties({'allow_mult': True, 'last_write_wins': False})
+        # The nodes tell each other by and by; until then some would let the
+        # last write win.
+        deadline = time.monotonic() + _PROPERTIES_SECONDS
+        for other in self._nodes:
+            while not self._keeps_siblings(other):
+                if time.monotonic() > deadline:
+                    raise errors.EngineUnavailable(
+                        f'Riak: {other.name} does not hear that bucket '
+                        f'{self._bucket} keeps siblings')
+                time.sleep(0.1)
+
+    def _keeps_siblings(self, node: _Node) -> bool:
+        """Say whether a node knows it; one that is down will when it is up."""
+        try:
+            with node.client.retry_count(1):
+                return self._bucket_at(node).get_property('allow_mult')
+        except Exception:  # its client raises all kinds
+            node.bad_until = time.monotonic() + _BAD_SECONDS
+            return True
 
     # -- calling ----------------------------------------------------------
     def _bucket_at(self, node: _Node) -> Any:
@@ -144,6 +178,7 @@ class RiakEngine(MetadataEngine):
         Puts too: the same value with the same causal context twice is one
         sibling more at worst, equal to the first, and merged with it.
         """
+        self._after_fork()
         failures = []
         for node in self._order():
             try:
@@ -176,6 +211,7 @@ class RiakEngine(MetadataEngine):
                 if name in self._quorum}
 
     def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
+        self._after_fork()
         if len(keys) < 2:
             entries = [self.get(key) for key in keys]
         else:
@@ -216,6 +252,7 @@ class RiakEngine(MetadataEngine):
 
     def look(self, ranges: Sequence[Range], keys: Sequence[str] = (),
              ) -> tuple[list[list[Position]], dict[str, Entry]]:
+        self._after_fork()
         if len(ranges) == 1 and not keys:
             return [self._positions(ranges[0])], {}
         scans = [self._pool.submit(self._positions, range)
@@ -296,7 +333,7 @@ def open_engine(url: str, **requirements: Any) -> RiakEngine:
         except ValueError:
             raise _invalid(f'{part!r} is not host[:port]') from None
     try:
-        timeout = float(options.get('timeout', '5'))
+        timeout = float(options.get('timeout', '3'))
         quorum = {name: int(text) if text.isdigit() else text
                   for name, text in options.items() if name in _QUORUM}
     except ValueError:

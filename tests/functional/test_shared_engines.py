@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sites that share an engine: metadata is everywhere at once, agents bring
+the chunks."""
+
+import json
+
+import pytest
+
+from tests import engines, servers
+from tests.functional.labs import Client, Lab, command, wait
+from tests.riakserver import RiakStandIn
+
+
+@pytest.fixture(scope='module', params=['riak', 'redis'])
+def lab(request, tmp_path_factory):
+    if request.param == 'riak':
+        server = RiakStandIn()
+        url, stop = f'{engines.riak_address()}/shared', server.shutdown
+    else:
+        server = servers.RedisServer(*servers.RedisServer.DURABLE)
+        url, stop = f'{server.url}?shared=true', server.stop
+    made = Lab(tmp_path_factory.mktemp(f'{request.param}-lab'))
+    made.up(['paris', 'rennes'], metadata=url)
+    yield made
+    made.down()
+    stop()
+
+
+def test_what_one_site_writes_the_other_has_at_once(lab):
+    paris, rennes = (Client(lab, site) for site in lab.sites)
+    image = paris.create(data=b'bits' * 200_000)
+    assert rennes.show(image)['status'] == 'active'
+    assert rennes.read(image).content == b'bits' * 200_000
+    rennes.set(image, name='renamed')
+    assert paris.show(image)['name'] == 'renamed'
+
+
+def test_placement_is_followed(lab):
+    paris, rennes = (Client(lab, site) for site in lab.sites)
+    image = paris.create(data=b'more' * 200_000, geo_policy='everywhere')
+
+    def held():
+        rows = json.loads(command(lab, 'rennes', 'glance-geo', 'image',
+                                  'show', image, '-f', 'json'))
+        return {row['Site']: row['State'] for row in rows}
+    wait(lambda: held().get('rennes') == 'whole', 60)
+    assert rennes.delete(image).status_code == 204
+    assert paris.show(image) is None
+
+
+def test_agents_do_not_send_records(lab):
+    status = json.loads(command(lab, 'paris', 'glance-geo', 'status', '-f',
+                                'json'))
+    assert all(peer['reachable'] and not peer['records_received']
+               for peer in status['peers'])
