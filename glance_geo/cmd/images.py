@@ -5,7 +5,7 @@ from cliff import lister
 
 from glance_geo import assembly
 from glance_geo.conf import options
-from glance_geo.core import errors
+from glance_geo.core import codec, errors
 from glance_geo.replication.sources import holdings, image_bits
 
 
@@ -61,6 +61,11 @@ class ImageShow(lister.Lister):
             raise errors.ConfigurationInvalid(
                 f'no image {parsed_args.image} at site '
                 f'{conf[options.GROUP].site_name}')
+        unread = codec.not_understood(record)
+        if unread:
+            self.app.stderr.write(
+                f'Image {record.id} holds what this release does not read: '
+                f'{", ".join(unread)}\n')
         return (('Site', 'Held', 'Percent', 'Chunks', 'Of', 'Stored bytes',
                  'Placement', 'Why'),
                 list(_rows(conf, records, record, _pulling(conf))))

@@ -7,7 +7,6 @@ import os
 import socket
 import sqlite3
 import threading
-import time
 
 import pytest
 import webob.exc

@@ -12,7 +12,6 @@ import contextlib
 import copy
 import itertools
 import os
-import random
 import shutil
 import tempfile
 import uuid
@@ -27,9 +26,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from glance_geo.core import codec, errors, records
+from glance_geo.core import codec, errors
 from glance_geo.core.clock import HybridClock
-from glance_geo.core.interfaces import MetadataEngine
 from glance_geo.core.records import NO_SITE, REMOVED
 from glance_geo.db.engines import open_engine
 from glance_geo.db.recordstore import RecordStore
@@ -346,84 +344,3 @@ def test_p4_sites_converge(name):
 def test_p4_sites_converge_for_long():
     run_state_machine_as_test(Convergence, settings=settings(
         max_examples=3000, stateful_step_count=40, deadline=None))
-
-
-class Stale(MetadataEngine):
-    """A replica that may answer with what was there before."""
-
-    def __init__(self, engine, rng):
-        self._engine, self._rng = engine, rng
-        self.traits = engine.traits
-        self._before = {}
-
-    def get_many(self, keys):
-        found = self._engine.get_many(keys)
-        for key in keys:
-            history = self._before.setdefault(key, [None])
-            history.append(found.get(key))
-            chosen = self._rng.choice(history[-3:])
-            if chosen is None:
-                found.pop(key, None)
-            else:
-                found[key] = chosen
-        return found
-
-    def put(self, *arguments, **options):
-        return self._engine.put(*arguments, **options)
-
-    def delete(self, key, token=None):
-        self._engine.delete(key, token)
-
-    def look(self, ranges, keys=()):
-        return self._engine.look(ranges)[0], self.get_many(keys)
-
-    def indexes(self, prefix):
-        return []
-
-    def last_number(self):
-        return 0
-
-    def reset(self):
-        self._engine.reset()
-
-    def close(self):
-        self._engine.close()
-
-
-@pytest.mark.parametrize('seed', range(20))
-def test_p4_siblings_keep_every_value_whatever_replicas_answer(seed):
-    """Writers on one Riak, each reading from replicas that are behind."""
-    rng = random.Random(seed)
-    url = engines.url('riak', None)
-    plain = RecordStore(open_engine(url), 'judge')
-    writers = [RecordStore(Stale(open_engine(url), rng), site)
-               for site in SITES]
-    for store in writers:
-        store._writer.remember = rng.choice((1, 2, 50))
-    first = writers[0].update('image', 'i', lambda present: {'name': 'first'})
-    told, superseded = {}, set()
-    for number in range(40):
-        store = rng.choice(writers)
-        field = rng.choice(('prop:a', 'prop:b'))
-        seen = []
-
-        def change(present, field=field, number=number, seen=seen):
-            seen[:] = ([] if present is None
-                       else present.fields.get(field, {}))
-            return {field: {'value': number, 'removed': False}}
-        after = store.update('image', 'i', change)
-        superseded.update(seen)
-        (dot,) = after.fields[field]
-        told[dot] = (field, number)
-    found = {}
-    for _ in range(3):      # reads unite siblings, and what moved aside
-        records_now = list(plain.everything())
-    for record in records_now:
-        for siblings in record.fields.values():
-            found.update(siblings)
-    lost = {dot: value for dot, value in told.items()
-            if dot not in found and dot not in superseded}
-    assert not lost, (seed, lost)
-    assert first.birth is not None
-    assert records.unite([plain.get('image', 'i')]).id == 'i'
-    plain.engine.close()

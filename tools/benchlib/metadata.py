@@ -18,8 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from benchlib import backends, population
-from benchlib.backends import GEO, SQL, Unavailable
 from benchlib.apirequests import Client, requests
+from benchlib.backends import GEO, SQL, Unavailable
 
 _WARM_UP = 3
 

@@ -2,8 +2,8 @@
 """Calls of the data API in a process of its own, timed: one per backend,
 since Glance's SQL API has one database per process.
 
-``python -m benchlib.worker geo|sql URL`` answers each line on standard input, a round's
-number, with a JSON list of [call, nanoseconds].
+``python -m benchlib.worker geo|sql URL`` answers each line on standard input,
+a round's number, with a JSON list of [call, nanoseconds].
 """
 
 import json
@@ -17,7 +17,7 @@ def load(kind, url):
     if kind == 'geo':
         from glance_geo.db import api
         return api.load(url, site='bench')
-    from glance.common import config    # noqa: F401, registers options
+    from glance.common import config  # noqa: F401, registers options
     from glance.db.sqlalchemy import api
     from oslo_config import cfg
     from oslo_db import options
