@@ -8,7 +8,7 @@ from glance.common import exception
 from glance_geo.core.interfaces import Entry
 from glance_geo.core.records import REMOVED, Record
 from glance_geo.core.rules import shown
-from glance_geo.db import rows
+from glance_geo.db import rows, terms
 from glance_geo.db.calls import check_4byte, now_us
 from glance_geo.db.metadefs import ContentCalls, _page, _sorted, contents
 from glance_geo.db.rows import Row
@@ -135,7 +135,8 @@ class ResourceTypeCalls(ContentCalls):
 
     def metadef_resource_type_get_all(self, context):
         return [_type_row(record)
-                for record in self._records.list('resource_type')
+                for record in self._records.walk(
+                    terms.live_index('resource_type'))
                 if not shown(record).get('deleted')]
 
     def metadef_resource_type_create(self, context, values):
@@ -158,7 +159,7 @@ class ResourceTypeCalls(ContentCalls):
         if row['protected']:
             raise exception.ProtectedMetadefResourceTypeSystemDelete(
                 resource_type_name=resource_type_name)
-        for record in self._records.list('namespace'):
+        for record in self._records.walk(terms.live_index('namespace')):
             if f'type:{resource_type_name}' in record.fields:
                 raise exception.MetadefIntegrityError(
                     record_type='resource-type',

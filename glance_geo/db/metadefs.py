@@ -116,7 +116,7 @@ class NamespaceCalls(Calls):
         visibility = filters.get('visibility')
         wanted = set(types.split(',')) if types else None
         found = []
-        for record in self._records.list('namespace'):
+        for record in self._records.walk(terms.live_index('namespace')):
             if shown(record).get('deleted'):
                 continue
             row = namespace_row(record)

@@ -223,9 +223,12 @@ class RecordStore(RecordSync):
     def _write(self, kind: str, id: str, change: Change, create: bool,
                entry: Entry | None) -> Any:
         key = f'{kind}/{id}'
+        # What is created is hardly ever there: the put itself finds out, in
+        # one round trip.
+        blind = create and self._writer.numbered
         with self._writer.writing(key):
             for attempt in range(_ATTEMPTS):
-                if entry is None:
+                if entry is None and not (blind and attempt == 0):
                     entry = self.engine.get(key)
                 present = self._writer.seen(
                     key, None if entry is None else self.read(key, entry))

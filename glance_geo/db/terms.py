@@ -50,6 +50,14 @@ def kind_index(kind: str) -> str:
     return f'kind/{kind}'
 
 
+_LISTED = ('namespace', 'resource_type')
+
+
+def live_index(kind: str) -> str:
+    """Return the index of those records of a kind that are not deleted."""
+    return f'live/{kind}'
+
+
 def of(record: Record, numbered: bool = True) -> Iterator[Term]:
     """Yield every term under which a record is indexed.
 
@@ -60,6 +68,8 @@ def of(record: Record, numbered: bool = True) -> Iterator[Term]:
     gone = gone_since(record)
     if gone is not None:
         yield Term(GONE, b'%016x/%s' % (gone, record.key.encode()))
+    elif record.kind in _LISTED and not record.sealed:
+        yield Term(live_index(record.kind), record.id.encode())
     by_kind = _BY_KIND.get(record.kind)
     if by_kind is not None:
         yield from by_kind(record)

@@ -44,6 +44,8 @@ CREATE TABLE numbers (revision INTEGER NOT NULL, put INTEGER NOT NULL,
 INSERT INTO numbers VALUES (0, 0, NULL, '');
 """
 _BUSY_SECONDS = 60.0
+_MAPPED_BYTES = 4 << 30
+_CACHE_KIB = 32 << 10
 _KEYS_PER_QUERY = 500
 _PUTS_PER_NOTE = 32
 _POLL_SECONDS = 0.05
@@ -80,6 +82,10 @@ class SQLiteEngine(MetadataEngine):
                 self._path, timeout=_BUSY_SECONDS, isolation_level=None)
             connection.execute('PRAGMA journal_mode=WAL')
             connection.execute('PRAGMA synchronous=FULL')
+            # Pages that were read once are read from memory; without these
+            # a get among 100,000 images costs three times one among 1,000.
+            connection.execute(f'PRAGMA mmap_size={_MAPPED_BYTES}')
+            connection.execute(f'PRAGMA cache_size=-{_CACHE_KIB}')
             self._local.connection = connection
             self._local.owner = os.getpid()
         return self._local.connection
