@@ -73,8 +73,13 @@ class ImageSearch:
             raises what the caller is to be told
         """
         keys, streams = self._first_look(check_marker)
+        if keys is not None and keys is not self._plan.keys \
+                and self._by_creation():
+            return list(itertools.islice(
+                self._rows(self._read(keys, self._batch)), self._limit))
         if keys is not None:
-            found = [row for row in self._rows(self._read(keys))]
+            found = [row for row in self._rows(self._read(
+                keys, _LARGEST_BATCH))]
             self._order.sort(found)
             return found[:self._limit]
         walked = self._rows(self._walk(streams))
@@ -116,20 +121,29 @@ class ImageSearch:
             return plan.keys, []
         return self._few(choices, positions), streams
 
-    @staticmethod
-    def _few(choices: Sequence[planner.Choice],
+    def _by_creation(self) -> bool:
+        """Whether the list's order is that in which all terms end."""
+        return self._plan.column == 'created_at' and not self._plan.grouped
+
+    def _few(self, choices: Sequence[planner.Choice],
              positions: list[list[Position]]) -> list[str] | None:
-        keys: dict[str, None] | None = None
+        """Return the keys that every choice has that has few; in the list's
+        order, if their terms tell it. None: no choice has few."""
+        keys: dict[str, bytes] | None = None
         parts = iter(positions)
         for choice in choices:
             found = [next(parts) for _ in choice]
             if any(len(part) > planner.FEW for part in found):
                 continue
-            here = dict.fromkeys(key for part in found for _, key in part)
+            here = {key: planner.creation(term, key)
+                    for part in found for term, key in part}
             keys = here if keys is None else {
-                key: None for key in keys if key in here}
+                key: at for key, at in keys.items() if key in here}
         if keys is None or len(keys) > planner.FEW:
             return None
+        if self._by_creation():
+            return sorted(keys, key=keys.__getitem__,
+                          reverse=self._plan.reverse)
         return list(keys)
 
     def _streams(self) -> list[_Stream]:
@@ -216,10 +230,9 @@ class ImageSearch:
                         for part in self._plan.streams):
                     yield record
 
-    def _read(self, keys: Sequence[str]) -> Iterator[Record]:
-        for start in range(0, len(keys), _LARGEST_BATCH):
-            yield from self._records.get_keys(
-                keys[start:start + _LARGEST_BATCH])
+    def _read(self, keys: Sequence[str], batch: int) -> Iterator[Record]:
+        for start in range(0, len(keys), batch):
+            yield from self._records.get_keys(keys[start:start + batch])
 
     # -- rows -------------------------------------------------------------
     def _rows(self, found: Iterator[Record]) -> Iterator[Row]:

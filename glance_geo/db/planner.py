@@ -218,3 +218,10 @@ def edge(stream: Range, order: Order, marker: Mapping[str, Any],
         assert stream.start is not None     # one value of another column
         return stream.start + terms.ordered(*rest)
     return terms.ordered(value(first), *rest)
+
+
+def creation(term: bytes, key: str) -> bytes:
+    """Return the end of an image's term, which orders as its creation:
+    ``(created_at, id)``, whatever comes before."""
+    tail = len(terms.ordered(0, key.partition('/')[2]))
+    return term[-tail:]

@@ -40,7 +40,7 @@ def plot(results, path):
     """Draw p50 and p95 of each kind of request, a panel per size."""
     import matplotlib
     matplotlib.use('Agg')
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
     sizes = results['results']
     figure, panels = pyplot.subplots(
         1, len(sizes), figsize=(9 * len(sizes), 11), squeeze=False)
@@ -60,6 +60,10 @@ def plot(results, path):
         panel.set_yticks(range(len(kinds)), list(kinds))
         panel.invert_yaxis()
         panel.set_xscale('log')
+        for axis in ('major', 'minor'):
+            getattr(panel.xaxis, f'set_{axis}_formatter')(
+                ticker.FuncFormatter(lambda value, _: (
+                    f'{value:g}' if f'{value:.0e}'[0] in '125' else '')))
         panel.set_xlabel('ms, bar: p50, line to p95')
         panel.set_title(f'{int(size):,} images, through the HTTP API')
         panel.grid(axis='x', color='#dddddd', which='both')
