@@ -42,6 +42,7 @@ except ImportError as error:
 
 _CONCURRENCY = 16
 _BAD_SECONDS = 5.0
+_WORST_SECONDS = 60.0
 _PAGE = 1000
 _PROPERTIES_SECONDS = 30.0
 _UP, _DOWN = 'up_bin', 'down_bin'
@@ -94,6 +95,19 @@ class _Node:
             protocol='pbc', nodes=[{'host': host, 'pb_port': port}],
             transport_options={'timeout': timeout})
         self.bad_until = 0.0
+        self._failures = 0
+
+    def failed(self, error: Exception) -> None:
+        """Note that a call failed: avoid the node for a while, longer each
+        time. One that answers, if with an error, has others' troubles."""
+        if isinstance(error, riak.RiakError):
+            return
+        self._failures += 1
+        self.bad_until = time.monotonic() + min(
+            _BAD_SECONDS * 2 ** (self._failures - 1), _WORST_SECONDS)
+
+    def answered(self) -> None:
+        self._failures = 0
 
 
 class RiakEngine(MetadataEngine):
@@ -157,8 +171,8 @@ class RiakEngine(MetadataEngine):
         try:
             with node.client.retry_count(1):
                 return self._bucket_at(node).get_property('allow_mult')
-        except Exception:  # its client raises all kinds
-            node.bad_until = time.monotonic() + _BAD_SECONDS
+        except Exception as error:  # its client raises all kinds
+            node.failed(error)
             return True
 
     # -- calling ----------------------------------------------------------
@@ -183,11 +197,13 @@ class RiakEngine(MetadataEngine):
         for node in self._order():
             try:
                 with node.client.retry_count(1):
-                    return call(node)
+                    found = call(node)
+                node.answered()
+                return found
             except errors.GeoError:
                 raise
             except Exception as error:  # its client raises all kinds
-                node.bad_until = time.monotonic() + _BAD_SECONDS
+                node.failed(error)
                 failures.append(f'{node.name}: {error or type(error)}')
         raise errors.EngineUnavailable('Riak: ' + '; '.join(failures))
 
