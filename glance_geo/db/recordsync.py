@@ -202,7 +202,8 @@ class RecordSync:
         return self.forget(key, entry.token)
 
     def tombstones(self, before_us: int) -> Iterator[tuple[Record, Any]]:
-        """Yield the records deleted before a time, with their tokens."""
+        """Yield the records deleted before a time, and the tasks that had
+        expired, with their tokens."""
         start: bytes | None = None
         stop = b'%016x' % max(0, before_us)
         while True:

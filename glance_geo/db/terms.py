@@ -65,7 +65,7 @@ def of(record: Record, numbered: bool = True) -> Iterator[Term]:
         sites; otherwise by the clock reading of its last change
     """
     yield from least(record, numbered)
-    gone = gone_since(record)
+    gone = gone_since(record) or _expiry(record)
     if gone is not None:
         yield Term(GONE, b'%016x/%s' % (gone, record.key.encode()))
     elif record.kind in _LISTED and not record.sealed:
@@ -96,6 +96,13 @@ def gone_since(record: Record) -> int | None:
     if values.get('deleted'):
         return values.get('deleted_at') or values.get('updated_at')
     return None
+
+
+def _expiry(record: Record) -> int | None:
+    """Return when a task goes by itself, in microseconds since 1970."""
+    if record.kind != 'task' or record.sealed:
+        return None
+    return shown(record).get('expires_at')
 
 
 def least(record: Record, numbered: bool) -> Iterator[Term]:

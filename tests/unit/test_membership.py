@@ -215,6 +215,15 @@ def test_p4_a_retired_site_blocks_nothing_and_is_not_heard(sites):
     assert 'nantes' in sites['paris'].agent.members()
 
 
+def test_expired_tasks_are_forgotten_like_deleted_ones(sites):
+    for id, at in (('old', 1), ('new', 1 << 61)):
+        sites['paris'].records.create('task', id, lambda present, at=at: {
+            'expires_at': at, 'deleted': False})
+    meet(sites)
+    forget(sites)
+    assert [r.id for r in sites['rennes'].records.list('task')] == ['new']
+
+
 def test_p4_a_site_is_not_retired_while_it_may_have_more(sites):
     meet(sites)
     create(sites['nantes'], 'alone', name='x')

@@ -34,9 +34,13 @@ class Worker:
             cwd=Path(__file__).resolve().parents[1],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             stderr=open(backend.folder / 'worker.log', 'w'))
+        self._backend = backend
+
+    def wait(self):
         if self._process.stdout.readline().strip() != 'ready':
-            raise Unavailable(f'data API on {backend.name}, see '
-                              f'{backend.folder}/worker.log')
+            text = (self._backend.folder / 'worker.log').read_text()
+            raise Unavailable(f'data API on {self._backend.name}: '
+                              f'{text.strip().splitlines()[-1:]}')
 
     def round(self, *arguments):
         self._process.stdin.write(json.dumps(arguments) + '\n')
@@ -157,10 +161,11 @@ def run(sizes, rounds, seed):
             if not filled:
                 for backend in made:
                     backend.serve()
+                workers = {b.name: Worker(b) for b in made}
                 for backend in made:
                     backend.wait()
+                    workers[backend.name].wait()
                 clients = {b.name: Client(b.endpoint) for b in made}
-                workers = {b.name: Worker(b) for b in made}
             filled = size
             found = _measure(made, clients, workers, size, rounds, seed,
                              began)
