@@ -115,7 +115,8 @@ class Agent:
 
     def _announce(self) -> None:
         """Write this site's record, so that every site knows it."""
-        present = {'name': self.site, 'node': self.node}
+        present = {'name': self.site, 'node': self.node,
+                   'reads': codec.VERSION}
         self._log.update('site', self.site, lambda record: (
             None if record and shown(record).get('site') == present
             else {'site': present}))

@@ -42,7 +42,7 @@ def test_placement_is_followed(lab):
     def held():
         rows = json.loads(command(lab, 'rennes', 'glance-geo', 'image',
                                   'show', image, '-f', 'json'))
-        return {row['Site']: row['State'] for row in rows}
+        return {row['Site']: row['Held'] for row in rows}
     wait(lambda: held().get('rennes') == 'whole', 60)
     assert rennes.delete(image).status_code == 204
     assert paris.show(image) is None
