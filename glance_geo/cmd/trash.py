@@ -9,10 +9,12 @@ from cliff import command, lister
 
 from glance_geo import assembly
 from glance_geo.conf import options
-from glance_geo.core import errors, location, rules
+from glance_geo.core import clock, errors, location, rules
 from glance_geo.core.rules import shown
 from glance_geo.db import rows
 from glance_geo.replication.sources import image_bits
+
+_DELETION_MS = 60_000
 
 
 def _in_trash(conf, record):
@@ -72,6 +74,21 @@ class TrashRestore(command.Command):
                                        manifests[0]) + '\n')
 
 
+def _properties(record):
+    """Return an image's properties as they were before its deletion: Glance
+    takes them away just before the image."""
+    since_ms = rules.overtaken(record) / 1000 - _DELETION_MS
+    found = {}
+    for field, siblings in record.fields.items():
+        if not field.startswith('prop:'):
+            continue
+        last = max(siblings.values(), key=lambda sibling: sibling.hlc)
+        if not last.data['removed'] or (
+                clock.milliseconds(last.hlc) >= since_ms):
+            found[field[5:]] = last.data['value']
+    return found
+
+
 def _restore(conf, data_api, record, manifest):
     """Create the image anew; return its id."""
     from glance.context import RequestContext
@@ -93,9 +110,7 @@ def _restore(conf, data_api, record, manifest):
     data_api.image_create(context, {
         **wanted, 'id': fresh, 'status': 'active', 'visibility': 'private',
         'protected': False,
-        'properties': {field[5:]: data['value']
-                       for field, data in values.items()
-                       if field.startswith('prop:') and not data['removed']},
+        'properties': _properties(record),
         'locations': [{'url': issued.uri, 'metadata': {'store': store},
                        'status': 'active'}]})
     data_api.image_tag_set_all(context, fresh, rows.tags(values))
