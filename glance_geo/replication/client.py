@@ -109,8 +109,8 @@ class PeerClient:
 
     def hint(self) -> None:
         """Tell the node that there is something new here."""
-        with self._request('/v1/hint', {}):
-            pass
+        with self._request('/v1/hint', {}) as answer:
+            answer.read()   # or the connection can't be used again
 
     @contextmanager
     def records(self, vector: dict[str, int], bootstrap: bool = False,

@@ -31,7 +31,7 @@ def main(argv=None):
     from benchlib import metadata as bench
     from benchlib import report
     if options.quick:
-        options.images, options.rounds = '1000', min(options.rounds, 15)
+        options.images, options.rounds = '1000', min(options.rounds, 8)
     try:
         results = bench.run([int(n) for n in options.images.split(',')],
                             options.rounds, options.seed)
