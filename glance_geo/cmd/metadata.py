@@ -18,16 +18,20 @@ def _bar(total, text):
     return tqdm(total=total, unit='record', desc=text, disable=None)
 
 
-class MetadataExport(show.ShowOne):
-    """Write all metadata of this site to a file.
-
-    The file holds every project's images: keep it private.
-    """
+class _OnFile(show.ShowOne):
+    """A command that takes a file."""
 
     def get_parser(self, prog_name):
         parser = super().get_parser(prog_name)
         parser.add_argument('file', metavar='FILE')
         return parser
+
+
+class MetadataExport(_OnFile):
+    """Write all metadata of this site to a file.
+
+    The file holds every project's images: keep it private.
+    """
 
     def take_action(self, parsed_args):
         records = assembly.installed_data_api(
@@ -42,13 +46,8 @@ class MetadataExport(show.ShowOne):
         return ('file', 'records'), (parsed_args.file, total)
 
 
-class MetadataImport(show.ShowOne):
+class MetadataImport(_OnFile):
     """Merge the metadata of a file into this site; may be repeated."""
-
-    def get_parser(self, prog_name):
-        parser = super().get_parser(prog_name)
-        parser.add_argument('file', metavar='FILE')
-        return parser
 
     def take_action(self, parsed_args):
         records = assembly.installed_data_api(

@@ -78,8 +78,7 @@ class ImageSearch:
             return list(itertools.islice(
                 self._rows(self._read(keys, self._batch)), self._limit))
         if keys is not None:
-            found = [row for row in self._rows(self._read(
-                keys, _LARGEST_BATCH))]
+            found = list(self._rows(self._read(keys, _LARGEST_BATCH)))
             self._order.sort(found)
             return found[:self._limit]
         walked = self._rows(self._walk(streams))

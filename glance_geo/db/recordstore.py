@@ -171,32 +171,14 @@ class RecordStore(RecordSync):
              stop: bytes | None = None, reverse: bool = False,
              batch: int = _BATCH) -> Iterator[Record]:
         """Yield the records of an index in its order, batch by batch."""
-        for _, record in self.walk_terms(index, start, stop, reverse, batch):
-            yield record
-
-    def walk_terms(self, index: str, start: bytes | None = None,
-                   stop: bytes | None = None, reverse: bool = False,
-                   batch: int = _BATCH) -> Iterator[tuple[bytes, Record]]:
-        """Like ``walk``, with the term under which each record was found.
-
-        One round trip per batch, on engines that fetch in one.
-        """
         siblings = Trait.SIBLINGS in self.engine.traits
-        while True:
-            page = self.engine.fetch(index, start, stop, reverse, batch)
-            for term, key, entry in page:
-                for record in self.readable([(key, entry)]):
-                    # Of siblings, each left its terms: only those of the
-                    # record that they merge to count.
-                    if not siblings or terms.has(record, index, term):
-                        yield term, record
-            if len(page) < batch:
-                return
-            last = page[-1][0]
-            if reverse:
-                stop = last
-            else:
-                start = last + b'\0'
+        for term, key, entry in self._positions(index, start, stop, reverse,
+                                                batch):
+            for record in self.readable([(key, entry)]):
+                # Of siblings, each left its terms: only those of the record
+                # that they merge to count.
+                if not siblings or terms.has(record, index, term):
+                    yield record
 
     # -- writing ----------------------------------------------------------
     def update(self, kind: str, id: str, change: Change,

@@ -4,7 +4,7 @@ than a vector, what differs, what is gone for good."""
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgpack
@@ -58,6 +58,23 @@ class RecordSync:
             except errors.StaleToken:
                 continue
         raise errors.EngineUnavailable(f'{name} is contended')
+
+    def _positions(self, index: str, start: bytes | None = None,
+                   stop: bytes | None = None, reverse: bool = False,
+                   batch: int = _BATCH,
+                   ) -> Iterator[tuple[bytes, str, Entry]]:
+        """Yield what an index has, batch by batch: one round trip each, on
+        engines that fetch in one."""
+        while True:
+            page = self.engine.fetch(index, start, stop, reverse, batch)
+            yield from page
+            if len(page) < batch:
+                return
+            last = page[-1][0]
+            if reverse:
+                stop = last
+            else:
+                start = last + b'\0'
 
     # -- vectors ----------------------------------------------------------
     def vector(self) -> Context:
@@ -137,11 +154,14 @@ class RecordSync:
         """Yield the records at some keys, also what can't be read of them:
         it is passed on. A corrupt one is not."""
         found = self.engine.get_many(keys)
-        for key in keys:
-            if key not in found:
-                continue
+        return self._decoded((key, found[key]) for key in keys
+                             if key in found)
+
+    def _decoded(self, found: Iterable[tuple[str, Entry]],
+                 ) -> Iterator[Record]:
+        for key, entry in found:
             try:
-                yield self.state(found[key])
+                yield self.state(entry)
             except (errors.RecordCorrupt, errors.RecordTooNew) as error:
                 LOG.error('%s at site %s is not passed on: %s', key,
                           self.site, error)
@@ -152,13 +172,8 @@ class RecordSync:
         indexes = ([terms.CHANGED] if not self._writer.numbered
                    else self.engine.indexes(terms.kind_index('')))
         for index in indexes:
-            start: bytes | None = None
-            while True:
-                page = self.engine.scan(index, start, None, False, _BATCH)
-                yield from self._states([key for _, key in page])
-                if len(page) < _BATCH:
-                    break
-                start = page[-1][0] + b'\0'
+            yield from self._decoded(
+                (key, entry) for _, key, entry in self._positions(index))
 
     def digests(self) -> digests.Digests:
         """Return digests over all records; reads all of them."""
@@ -204,18 +219,12 @@ class RecordSync:
     def tombstones(self, before_us: int) -> Iterator[tuple[Record, Any]]:
         """Yield the records deleted before a time, and the tasks that had
         expired, with their tokens."""
-        start: bytes | None = None
         stop = b'%016x' % max(0, before_us)
-        while True:
-            page = self.engine.fetch(terms.GONE, start, stop, False, _BATCH)
-            for _, _, entry in page:
-                try:
-                    yield self.state(entry), entry.token
-                except errors.RecordCorrupt as error:
-                    LOG.error('A tombstone stays: %s', error)
-            if len(page) < _BATCH:
-                return
-            start = page[-1][0] + b'\0'
+        for _, _, entry in self._positions(terms.GONE, stop=stop):
+            try:
+                yield self.state(entry), entry.token
+            except errors.RecordCorrupt as error:
+                LOG.error('A tombstone stays: %s', error)
 
     def forget(self, key: str, token: Any) -> bool:
         """Remove a record without a trace.
