@@ -150,8 +150,27 @@ def chunk_store(conf: cfg.ConfigOpts) -> ChunkStore:
     :raises ConfigurationInvalid, StoreUnusable: naming what is wrong
     """
     from glance_geo.store.chunkstore import ChunkStore
-    _, folder = options.store_folder(conf)
-    return ChunkStore(folder)
+    name, folder = options.store_folder(conf)
+    return ChunkStore(folder, options.store_owner(conf, name),
+                      options.store_limit(conf, name))
+
+
+def dedup_project(conf: cfg.ConfigOpts, store: str, image: str,
+                  context: Any = None) -> str:
+    """Return the project among whose chunks an image's are stored.
+
+    '' for what all projects share: public images, and with
+    ``geo_dedup_scope = site`` all.
+
+    :param context: says whose an image is that metadata does not know
+    """
+    from glance_geo.replication.sources import chunk_project, image_bits
+    site_wide = conf[store].geo_dedup_scope == 'site'
+    if not site_wide and _data_api is not None:
+        record = _data_api.records.get('image', image)
+        if record is not None:
+            return chunk_project(image_bits(record), site_wide)
+    return '' if site_wide else getattr(context, 'project_id', None) or ''
 
 
 def tls_files(conf: cfg.ConfigOpts) -> tuple[str, str, str]:
@@ -193,17 +212,21 @@ def agent(conf: cfg.ConfigOpts) -> Agent:
     from glance_geo.replication import identity
     from glance_geo.replication.agent import Agent, Intervals
     from glance_geo.replication.client import PeerClient
+    from glance_geo.replication.keeper import KeeperRules
     options.register(conf)
     options.check_site(conf)
     group = conf[options.GROUP]
+    store = conf[options.store_folder(conf)[0]]
     tls = identity.context(ssl.Purpose.SERVER_AUTH, *tls_files(conf))
     peers = [PeerClient(site, host, port, tls, group.peer_timeout)
              for site, host, port in options.peers(conf)]
     return Agent(group.site_name, options.node_name(conf),
                  installed_data_api(conf).records, chunk_store(conf), peers,
-                 Intervals(group.sync_interval, group.collect_interval,
-                           group.audit_interval, group.tombstone_interval,
-                           group.geo_trash_days))
+                 Intervals(group.sync_interval, group.audit_interval,
+                           group.tombstone_interval),
+                 KeeperRules(group.collect_interval, group.geo_trash_days,
+                             store.geo_dedup_scope == 'site',
+                             store.geo_compact_rate * 1024 * 1024))
 
 
 def start_agent(conf: cfg.ConfigOpts, made: Agent) -> None:

@@ -212,35 +212,6 @@ class Sync(command.Command):
         assembly.local_agent(self.app.configuration()).call('/sync', {})
 
 
-class StoreCollect(show.ShowOne):
-    """Remove chunks that no image refers to."""
-
-    def take_action(self, parsed_args):
-        conf = self.app.configuration()
-        collected = assembly.local_agent(conf).call('/collect', {})
-        return zip(*sorted(collected.items()), strict=True)
-
-
-class StoreShow(show.ShowOne):
-    """Show what this node's chunk store holds."""
-
-    def take_action(self, parsed_args):
-        conf = self.app.configuration()
-        store = assembly.chunk_store(conf)
-        try:
-            chunks, raw, stored = store.index.totals()
-            packs = store.pack_files()
-            images = {image for image, _ in store.copies()}
-            return zip(*(
-                ('folder', str(store.folder)), ('images', len(images)),
-                ('chunks', chunks), ('unique_bytes', raw),
-                ('stored_bytes', stored), ('packs', len(packs)),
-                ('pack_bytes', sum(p.stat().st_size for p in packs))),
-                strict=True)
-        finally:
-            store.close()
-
-
 class MetadefsLoad(command.Command):
     """Load metadata definitions from JSON files; may be repeated."""
 

@@ -110,9 +110,27 @@ agent_opts = [
 store_opts = [
     cfg.StrOpt(
         'geo_store_datadir', sample_default='/var/lib/glance-geo/chunks',
-        help='Folder of this node\'s chunk store, on a local file system. '
-             'Glance and the agent must both be able to write to it. '
-             'Required.'),
+        help='Folder of this node\'s chunk store, on a local file system, '
+             'which no other store uses. Glance and the agent must both be '
+             'able to write to it. Required.'),
+    cfg.StrOpt(
+        'geo_dedup_scope', default='project',
+        choices=[('project', 'a project\'s own images and public ones'),
+                 ('site', 'all images of the site')],
+        help='Among which images equal chunks are stored and fetched once. '
+             'With ``site``, how long an upload takes can tell a project '
+             'whether another one has the same bytes.'),
+    cfg.IntOpt(
+        'geo_store_size_limit', default=0, min=0,
+        help='MiB that the packs of the store may take; 0: all of the disk '
+             'but a reserve. When they take more than nine tenths of it, the '
+             'agent evicts copies that placement does not want here, the '
+             'least recently read first, each once another site has promised '
+             'to keep its own.'),
+    cfg.FloatOpt(
+        'geo_compact_rate', default=32.0, min=0,
+        help='MiB that the agent copies in a second when it rewrites packs '
+             'that are partly dead; 0: as fast as the disk goes.'),
 ]
 
 
@@ -266,3 +284,14 @@ def store_folder(conf: cfg.ConfigOpts) -> tuple[str, str]:
         raise errors.ConfigurationInvalid(
             f'[{names[0]}] geo_store_datadir is not set')
     return names[0], folder
+
+
+def store_owner(conf: cfg.ConfigOpts, store: str) -> str:
+    """Return what the folder of a geo store is marked with."""
+    register(conf)
+    return f'{store} at {node_name(conf)}'
+
+
+def store_limit(conf: cfg.ConfigOpts, store: str) -> int:
+    """Return the bytes that a geo store's packs may take; 0: no limit."""
+    return conf[store].geo_store_size_limit * 1024 * 1024

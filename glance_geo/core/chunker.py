@@ -6,7 +6,7 @@ between them is cut by FastCDC (Xia et al., 2020) into chunks of 32 KiB on
 average. Boundaries depend on the bytes alone, never on how they were fed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pyfastcdc
 
@@ -16,6 +16,8 @@ ZERO_BLOCK = 64 * 1024
 AVERAGE = 32 * 1024
 MAXIMUM = 128 * 1024
 _ZEROS = bytes(ZERO_BLOCK)
+
+Data = bytes | memoryview
 
 
 def check_library() -> None:
@@ -36,55 +38,80 @@ class Hole(int):
 class Chunker:
     """Splits a stream fed in pieces of any size.
 
-    ``feed`` and ``finish`` yield, in order, ``Hole`` or ``bytes``.
+    ``feed`` and ``finish`` yield, in order, ``Hole`` or data, which mostly is
+    a view of what was fed: nothing is copied that need not be.
     """
 
     def __init__(self) -> None:
         self._cdc = pyfastcdc.FastCDC(AVERAGE, max_size=MAXIMUM)
-        self._tail = b''
-        self._run = bytearray()
+        self._tail = b''    # less than a zero block
+        self._rest = b''    # data that is not cut yet
         self._hole = 0
 
-    def feed(self, data: bytes) -> Iterator[Hole | bytes]:
+    def feed(self, data: bytes) -> Iterator[Hole | Data]:
         """Take the next bytes; yield what is certain by now."""
         if self._tail:
             data = self._tail + data
         whole = len(data) - len(data) % ZERO_BLOCK
         self._tail = data[whole:]
+        begin = 0
         for start in range(0, whole, ZERO_BLOCK):
-            yield from self._block(data[start:start + ZERO_BLOCK])
-        yield from self._cut(final=False)
+            # Compares in place, and ends at the first byte that differs.
+            if data.startswith(_ZEROS, start):
+                yield from self._data(data, begin, start, final=True)
+                begin = start + ZERO_BLOCK
+                self._hole += ZERO_BLOCK
+        yield from self._data(data, begin, whole, final=False)
 
-    def finish(self) -> Iterator[Hole | bytes]:
+    def finish(self) -> Iterator[Hole | Data]:
         """Yield what is left; the chunker is then used up."""
-        if self._tail:
-            yield from self._block(self._tail)
-        yield from self._cut(final=True)
+        tail, self._tail = self._tail, b''
+        if tail and not tail.strip(b'\0'):
+            yield from self._data(b'', 0, 0, final=True)
+            self._hole += len(tail)
+        else:
+            yield from self._data(tail, 0, len(tail), final=True)
         if self._hole:
             yield Hole(self._hole)
 
-    def _block(self, block: bytes) -> Iterator[Hole | bytes]:
-        zero = (block == _ZEROS if len(block) == ZERO_BLOCK
-                else not block.strip(b'\0'))
-        if zero:
-            yield from self._cut(final=True)
-            self._hole += len(block)
+    def _data(self, data: Data, start: int, stop: int,
+              final: bool) -> Iterator[Hole | Data]:
+        """Take data[start:stop], which no hole interrupts.
+
+        :param final: a hole, or the end, follows
+        """
+        if start == stop and not (final and self._rest):
             return
         if self._hole:
             yield Hole(self._hole)
             self._hole = 0
-        self._run += block
+        view = memoryview(data)[start:stop]
+        if self._rest:
+            # Join as little as decides where the rest's chunks end.
+            rest, size = self._rest, len(self._rest)
+            joined = rest + view[:MAXIMUM]
+            done = yield from self._cut(joined, final
+                                        and len(view) <= MAXIMUM, size)
+            if done < size:
+                self._rest = joined[done:]
+                return
+            view = view[done - size:]
+        done = yield from self._cut(view, final, len(view))
+        self._rest = bytes(view[done:])
 
-    def _cut(self, final: bool) -> Iterator[bytes]:
-        if not self._run or not (final or len(self._run) >= MAXIMUM):
-            return
-        run = bytes(self._run)
+    def _cut(self, run: Data, final: bool,
+             enough: int) -> Generator[Data, None, int]:
+        """Yield chunks until ``enough`` bytes are cut; return how many are.
+
+        A cut looks ahead by at most MAXIMUM: with less than that in hand,
+        later bytes could still move it.
+        """
         done = 0
-        for chunk in self._cdc.cut_buf(run):
-            # A cut looks ahead by at most MAXIMUM: with less than that in
-            # hand, later bytes could still move it.
-            if not final and len(run) - chunk.offset < MAXIMUM:
-                break
-            done = chunk.offset + chunk.length
-            yield run[chunk.offset:done]
-        del self._run[:done]
+        if final or len(run) >= MAXIMUM:
+            for chunk in self._cdc.cut_buf(run):
+                if done >= enough or (
+                        not final and len(run) - chunk.offset < MAXIMUM):
+                    break
+                done = chunk.offset + chunk.length
+                yield run[chunk.offset:done]
+        return done

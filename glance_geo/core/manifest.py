@@ -25,7 +25,7 @@ from collections.abc import Iterator
 import blake3
 
 from glance_geo.core import errors
-from glance_geo.core.chunker import MAXIMUM, Hole
+from glance_geo.core.chunker import MAXIMUM, Data, Hole
 
 NAME_BYTES = 32
 SEGMENT_MAXIMUM = 1024 * 1024
@@ -40,7 +40,7 @@ _MAX_ENTRIES = 8192
 _BOUNDARY_MASK = 2047
 
 
-def name_of(data: bytes) -> bytes:
+def name_of(data: Data) -> bytes:
     """Return the 32-byte name of a chunk, segment or root."""
     return blake3.blake3(data).digest()
 
@@ -176,7 +176,7 @@ def parse_segment(ref: SegmentRef, data: bytes) -> list[Extent]:
     return extents
 
 
-def extent_of(piece: Hole | bytes) -> Extent:
+def extent_of(piece: Hole | Data) -> Extent:
     """Return the extent of a piece that the chunker yielded."""
     if isinstance(piece, Hole):
         return Extent(int(piece), None)

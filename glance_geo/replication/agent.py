@@ -14,7 +14,8 @@ from glance_geo.core.interfaces import LocalChunks, RecordLog
 from glance_geo.core.rules import shown
 from glance_geo.replication import audit, membership, sources, tombstones
 from glance_geo.replication.client import PeerClient
-from glance_geo.replication.keeper import Keeper
+from glance_geo.replication.evict import Evictor
+from glance_geo.replication.keeper import Keeper, KeeperRules
 from glance_geo.replication.local import LocalServer, hint_path
 from glance_geo.replication.server import PeerServer
 from glance_geo.replication.serving import (
@@ -33,13 +34,11 @@ _FEED_SECONDS = 10.0
 
 @dataclasses.dataclass(frozen=True)
 class Intervals:
-    """How often an agent does what; seconds, but for the trash's days."""
+    """How often an agent does what: seconds."""
 
     sync: float = 10.0
-    collect: float = 600.0
     audit: float = 3600.0
     tombstones: float = 60.0
-    trash_days: float = 7.0
 
 
 class Agent:
@@ -47,16 +46,19 @@ class Agent:
 
     def __init__(self, site: str, node: str, log: RecordLog,
                  store: LocalChunks, peers: Sequence[PeerClient],
-                 intervals: Intervals):
+                 intervals: Intervals, rules: KeeperRules):
         self.site = site
         self.node = node
         self._log = log
         self._store = store
         self._began = time.time()
         self._peers = {peer.site: peer for peer in peers}
-        self.fetcher = Fetcher(store, self._check_allowed, self._order)
+        self._rules = rules
+        self.fetcher = Fetcher(store, self._permit, self._order)
+        self.evictor = Evictor(site, log, store, self._order,
+                               lambda image: self.keeper.forget_holding(image))
         self.keeper = Keeper(site, node, log, store, self.fetcher,
-                             intervals.collect, intervals.trash_days)
+                             self.evictor, rules)
         self._intervals = intervals
         self.tombstones = tombstones.Tombstones()
         votes = audit.Votes(lambda: [site for site in self.members()
@@ -72,7 +74,7 @@ class Agent:
             self._threads.append(threading.Thread(
                 target=self._feed, name='feed', daemon=True))
         self.peer_server = PeerServer(site, log, store, self._hinted,
-                                      self.status)
+                                      self.status, self.evictor.promise)
         self.local_server = LocalServer(self, self.claim_home, self.status,
                                         self._act)
         self._serving: list[Any] = []
@@ -128,7 +130,7 @@ class Agent:
                 continue    # other sites' reads are not known here
             try:
                 tombstones.collect(
-                    self._log, self.members(), self._intervals.trash_days,
+                    self._log, self.members(), self._rules.trash_days,
                     self.tombstones)
             except Exception:
                 LOG.exception('Deleted records stay for now')
@@ -184,12 +186,14 @@ class Agent:
                 f'image {image} lists no such data at site {self.site}')
         return bits
 
-    def _check_allowed(self, image: str, manifest: bytes) -> None:
-        decision = self._bits(image, manifest).decide(self.site)
+    def _permit(self, image: str, manifest: bytes) -> str:
+        bits = self._bits(image, manifest)
+        decision = bits.decide(self.site)
         if not decision.allowed:
             raise errors.BitsElsewhere(
                 f'image {image} can not be read at site {self.site}: '
                 f'{decision.why}')
+        return sources.chunk_project(bits, self._rules.site_wide)
 
     def _order(self, image: str, manifest: bytes) -> list[PeerClient]:
         """Return the peers that may have an image's bits, best first.
@@ -272,7 +276,11 @@ class Agent:
                 self._log.list('site'))),
             'pulling': dict(self.keeper.pulling),
             'chunks_received': self.fetcher.chunks_received,
-            'chunks_sent': self.peer_server.chunks_sent}
+            'chunks_sent': self.peer_server.chunks_sent,
+            'store': {'used_bytes': self._store.used_bytes(),
+                      'limit_bytes': self._store.limit,
+                      **self._store.statistics()},
+            'evicted': dataclasses.asdict(self.evictor.done)}
 
     def _audit(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -294,8 +302,7 @@ class Agent:
         if path == '/audit':
             return self._audit()
         if path == '/collect':
-            collected = self.keeper.collect()
-            return {'chunks': collected.chunks,
-                    'stored_bytes': collected.stored_bytes,
-                    'packs': collected.packs}
+            return dataclasses.asdict(self.keeper.collect())
+        if path == '/compact':
+            return dataclasses.asdict(self.keeper.compact(0.0))
         raise errors.PeerMisbehaved(f'no call {path}')

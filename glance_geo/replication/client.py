@@ -20,6 +20,8 @@ _SMOOTHING = 0.3
 _KEEPALIVE_SECONDS = 60.0
 # What may follow the last frame: the end of the transfer coding.
 _TRAILER_MAXIMUM = 4096
+# A transfer says something of a link's speed from so many bytes on.
+_MEASURABLE = 256 * 1024
 
 
 class PeerClient:
@@ -30,12 +32,14 @@ class PeerClient:
     answer breaks the protocol.
 
     :ivar rtt: smoothed seconds to a first answer; None before the first
+    :ivar rate: smoothed bytes per second of transfers; None before the first
     """
 
     def __init__(self, site: str, host: str, port: int, tls: ssl.SSLContext,
                  timeout: float):
         self.site = site
         self.rtt: float | None = None
+        self.rate: float | None = None
         self.last_error: str | None = None
         self.bytes_received = 0
         self._lock = threading.Lock()
@@ -158,8 +162,24 @@ class PeerClient:
         """
         with self._frames('/v1/chunks', {
                 'image': image, 'manifest': manifest,
-                'names': list(names)}, wire.BLOB_MAXIMUM) as frames:
+                'names': list(names), 'level': wire.level_for(self.rate)},
+                wire.BLOB_MAXIMUM) as frames:
+            began, before = time.monotonic(), self.bytes_received
             yield frames
+            self._measure(self.bytes_received - before,
+                          time.monotonic() - began)
+
+    def _measure(self, received: int, seconds: float) -> None:
+        """Learn from a transfer how many bytes a second the link carries."""
+        if received >= _MEASURABLE and seconds > 0:
+            with self._lock:
+                rate = received / seconds
+                self.rate = rate if self.rate is None else (
+                    (1 - _SMOOTHING) * self.rate + _SMOOTHING * rate)
+
+    def keep(self, image: str, manifest: bytes) -> None:
+        """Ask the node to promise that it keeps an image's copy."""
+        self._map('/v1/keep', {'image': image, 'manifest': manifest})
 
     def claim_home(self, image: str) -> bytes:
         """Ask an image's home to hand over; return the encoded record."""

@@ -6,6 +6,7 @@ those that placement wants here, and report what is held. Everything is
 derived from the records and the chunk store, so a restart begins anew.
 """
 
+import dataclasses
 import logging
 import threading
 import time
@@ -15,8 +16,10 @@ from glance_geo.core import errors
 from glance_geo.core.interfaces import LocalChunks, RecordLog
 from glance_geo.core.records import Context, Record
 from glance_geo.core.rules import shown
+from glance_geo.replication.evict import Evictor
 from glance_geo.replication.sources import (
     ImageBits,
+    chunk_project,
     holding_id,
     image_bits,
     listed_under,
@@ -30,6 +33,22 @@ _RETRY_SECONDS = 5.0
 _REPORT_SECONDS = 2.0
 
 
+@dataclasses.dataclass(frozen=True)
+class KeeperRules:
+    """What the operator wants of the chunk store's upkeep.
+
+    :ivar collect_interval: seconds between collections
+    :ivar trash_days: days for which bits of some deleted images stay
+    :ivar site_wide: whether all projects share chunks
+    :ivar compact_rate: bytes a second that a compaction copies; 0: no limit
+    """
+
+    collect_interval: float = 600.0
+    trash_days: float = 7.0
+    site_wide: bool = False
+    compact_rate: float = 0.0
+
+
 class Keeper:
     """Keeps what the node holds in line with metadata.
 
@@ -37,15 +56,16 @@ class Keeper:
     """
 
     def __init__(self, site: str, node: str, log: RecordLog,
-                 store: LocalChunks, fetcher: Fetcher,
-                 collect_interval: float, trash_days: float = 7.0):
-        self._trash_us = int(trash_days * 86_400 * 1_000_000)
+                 store: LocalChunks, fetcher: Fetcher, evictor: Evictor,
+                 rules: KeeperRules):
+        self._trash_us = int(rules.trash_days * 86_400 * 1_000_000)
+        self._rules = rules
+        self._evictor = evictor
         self._site = site
         self._node = node
         self._log = log
         self._store = store
         self._fetcher = fetcher
-        self._collect_interval = collect_interval
         self._cursor: Context = {}
         self._wake = threading.Event()
         self._stop = threading.Event()
@@ -55,7 +75,9 @@ class Keeper:
         self._touched: set[tuple[str, bytes]] = set()
         self._threads = [
             threading.Thread(target=self._follow, name='keeper', daemon=True),
-            threading.Thread(target=self._pull, name='puller', daemon=True)]
+            threading.Thread(target=self._pull, name='puller', daemon=True),
+            threading.Thread(target=self._tidy, name='collector',
+                             daemon=True)]
 
     def start(self) -> None:
         for thread in self._threads:
@@ -93,6 +115,10 @@ class Keeper:
         bits = image_bits(record)
         for name in bits.names | {record.id}:
             self._settle(name)
+        if not bits.deleted:
+            for name in bits.names:
+                self._store.share(name, chunk_project(
+                    bits, self._rules.site_wide))
         for manifest in bits.manifests:
             self._report(bits, manifest)
             decision = bits.decide(self._site)
@@ -111,9 +137,7 @@ class Keeper:
 
     def _holder(self, bits: ImageBits, manifest: bytes) -> str | None:
         """Return the image id under which this node keeps a manifest."""
-        copies = self._store.copies()
-        return next((name for name in bits.names
-                     if (name, manifest) in copies), None)
+        return self._store.holder(bits.names, manifest)
 
     def _want(self, image: str, manifest: bytes) -> None:
         with self._queue_lock:
@@ -124,7 +148,7 @@ class Keeper:
         """Write this node's holding of an image, if it changed."""
         if self._holder(bits, manifest) is None:
             return
-        here, total, stored = self._store.held(manifest)
+        here, total, stored = self._store.view(bits.names, manifest).held()
         self._write_holding(bits.image, {
             'image': bits.image, 'site': self._site, 'node': self._node,
             'manifest': manifest.hex(), 'here': here, 'total': total,
@@ -150,7 +174,15 @@ class Keeper:
             for bits in self._settle(image):
                 if bits.deleted:
                     self._forget_holding(bits.image)
-        return self._store.collect()
+        self._evictor.make_room(self._evictor.evictable())
+        return self._store.collect({
+            (copy.image, copy.manifest)
+            for copy in self._evictor.evictable()})
+
+    def forget_holding(self, image: str) -> None:
+        """Write that an image, known by any of its ids, is not here."""
+        for record in self._log.images_of(image):
+            self._forget_holding(record.id)
 
     def _forget_holding(self, image: str) -> None:
         def change(present: Record | None) -> dict[str, Any] | None:
@@ -162,8 +194,6 @@ class Keeper:
         self._log.update('holding', holding_id(image, self._node), change)
 
     def _follow(self) -> None:
-        idle = 0.0
-        self._guarded(self.collect)
         while not self._stop.is_set():
             self._guarded(self.once)
             self._wake.wait(_REPORT_SECONDS)
@@ -173,10 +203,22 @@ class Keeper:
             self._wake.clear()
             self._guarded(self._fetcher.settle)
             self._guarded(self.report_touched)
-            idle += _REPORT_SECONDS
-            if idle >= self._collect_interval:
-                idle = 0.0
-                self._guarded(self.collect)
+
+    def _tidy(self) -> None:
+        """Collect and compact, now and then."""
+        while not self._stop.is_set():
+            self._guarded(self.collect)
+            self._guarded(self.compact)
+            self._stop.wait(self._rules.collect_interval)
+
+    def compact(self, rate: float | None = None) -> Any:
+        """Rewrite packs that are partly dead.
+
+        :param rate: bytes a second; None: as configured
+        """
+        return self._store.compact(
+            self._rules.compact_rate if rate is None else rate,
+            self._stop.is_set)
 
     @staticmethod
     def _guarded(call: Any) -> None:
@@ -204,9 +246,10 @@ class Keeper:
 
     def _pull_one(self, image: str, manifest: bytes) -> bool:
         """Pull one image; False asks for another try later."""
-        here, total, _ = self._store.held(manifest)
         record = self._log.get('image', image)
         bits = None if record is None else image_bits(record)
+        here, total, _ = self._store.view(
+            {image} if bits is None else bits.names, manifest).held()
         if (total and here == total and bits is not None
                 and self._holder(bits, manifest) is not None):
             return True

@@ -24,6 +24,19 @@ _PEER_COUNTERS = (
     ('audit_healed', 'records that audits brought together'))
 
 
+_STORE = (
+    ('used_bytes', 'what the packs take on the disk'),
+    ('limit_bytes', 'what the packs may take; 0: no limit'),
+    ('images', 'images of which there are bits'),
+    ('logical_bytes', 'sizes of the images'),
+    ('unique_bytes', 'bytes of the images without zeros and duplicates'),
+    ('stored_bytes', 'unique bytes, compressed'),
+    ('evictable_bytes', 'stored bytes that only copies use which may go'),
+    ('chunks', 'chunks that are stored'))
+_EVICTED = (('copies', 'copies that were evicted'),
+            ('bytes', 'stored bytes of copies that were evicted'))
+
+
 class StatusCollector:
     """Turns a status into metrics when somebody asks."""
 
@@ -49,6 +62,22 @@ class StatusCollector:
                                    float(peer[name]))
             yield counter
         yield from self._tombstones(status)
+        yield from self._store(status)
+
+    @staticmethod
+    def _store(status: dict[str, Any]) -> Iterator[Metric]:
+        site = [status['site']]
+        for name, text in _STORE:
+            if name in status['store']:
+                gauge = GaugeMetricFamily(f'glance_geo_store_{name}', text,
+                                          labels=['site'])
+                gauge.add_metric(site, float(status['store'][name]))
+                yield gauge
+        for name, text in _EVICTED:
+            counter = CounterMetricFamily(f'glance_geo_evicted_{name}', text,
+                                          labels=['site'])
+            counter.add_metric(site, float(status['evicted'][name]))
+            yield counter
 
     @staticmethod
     def _tombstones(status: dict[str, Any]) -> Iterator[Metric]:

@@ -29,6 +29,8 @@ _NAMES_MAXIMUM = 4096
 # What a retired site may ask, to begin anew.
 _OF_BOOTSTRAP = ('/v1/records', '/v1/digest')
 _ID_MAXIMUM = 64
+# Chunks read at a time while they are sent.
+_LOADED = 64
 
 
 def _text(document: dict[str, Any], name: str) -> str:
@@ -50,22 +52,25 @@ class PeerServer:
     """The peers' API of one node.
 
     :param hinted: called with a site's name when it hints
+    :param promise: promises (site, image, manifest) to keep a copy
     """
 
     def __init__(self, site: str, log: RecordLog, store: LocalChunks,
                  hinted: Callable[[str], None],
-                 status: Callable[[], dict[str, Any]]):
+                 status: Callable[[], dict[str, Any]],
+                 promise: Callable[[str, str, bytes], None]):
         self._site = site
         self._log = log
         self._store = store
         self._hinted = hinted
         self._status = status
-        self._membership = Membership(store)
+        self._membership = Membership()
+        self._promise = promise
         self._calls = {'/v1/hint': self._hint, '/v1/records': self._records,
                        '/v1/chunks': self._chunks, '/v1/home': self._home,
                        '/v1/status': self._tell_status,
                        '/v1/digest': self._digest, '/v1/known': self._known,
-                       '/v1/states': self._states}
+                       '/v1/states': self._states, '/v1/keep': self._keep}
         self.chunks_sent = 0
 
     @webob.dec.wsgify
@@ -165,10 +170,11 @@ class PeerServer:
         return self._stream(encoded, wire.pack(mine))
 
     @staticmethod
-    def _stream(items: Iterable[bytes], last: bytes) -> webob.Response:
+    def _stream(items: Iterable[bytes], last: bytes,
+                level: int = wire.LEVEL) -> webob.Response:
         response = webob.Response(
             content_type='application/octet-stream', charset=None)
-        response.app_iter = wire.frames(items, last)
+        response.app_iter = wire.frames(items, last, level)
         return response
 
     def _chunks(self, peer: str,
@@ -185,20 +191,25 @@ class PeerServer:
             raise errors.PeerRefused(
                 f'image {image} may not be copied to site {peer}: '
                 f'{decision.why}')
-        strangers = set(self._membership.strangers(manifest, names))
+        view = self._store.view(bits.names | {image}, manifest)
+        strangers = set(self._membership.strangers(view, manifest, names))
+        level = document.get('level')
+        if not isinstance(level, int) or not 1 <= level <= wire.LEVEL_MAXIMUM:
+            level = wire.LEVEL
 
         def found() -> Iterator[bytes]:
-            for name in names:
-                try:
-                    if name in strangers:
-                        raise errors.ChunkMissing(name.hex())
-                    data = self._store.read(name)
-                except errors.ChunkMissing:
-                    data = b''
-                else:
-                    self.chunks_sent += 1
-                yield data
-        return self._stream(found(), b'')
+            for start in range(0, len(names), _LOADED):
+                batch = names[start:start + _LOADED]
+                here, _ = view.load([n for n in batch if n not in strangers])
+                self.chunks_sent += len(here)
+                yield from (here.get(name, b'') for name in batch)
+        return self._stream(found(), b'', level)
+
+    def _keep(self, peer: str, document: dict[str, Any]) -> webob.Response:
+        image = _text(document, 'image')
+        (manifest,) = _names({'m': [document.get('manifest')]}, 'm')
+        self._promise(peer, image, manifest)
+        return self._pack({})
 
     def _home(self, peer: str, document: dict[str, Any]) -> webob.Response:
         image = _text(document, 'image')

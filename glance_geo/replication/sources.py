@@ -17,9 +17,7 @@ from glance_geo.core.rules import shown
 class ImageBits:
     """An image as far as its bits are concerned.
 
-    :ivar listed: (manifest, nonce) of each geo location
-    :ivar names: the image ids that the locations were issued for: another
-        one than the image's own if it moved aside
+    :ivar locations: its geo locations
     :ivar ready: the image is active (or deactivated): its bits may be copied
     """
 
@@ -27,15 +25,28 @@ class ImageBits:
     name: str | None
     home: str | None
     size: int | None
+    owner: str | None
+    public: bool
     ready: bool
     deleted: bool
-    listed: frozenset[tuple[bytes, str]]
-    names: frozenset[str]
+    locations: frozenset[location.GeoLocation]
     properties: Mapping[str, str]
 
     @property
+    def listed(self) -> frozenset[tuple[bytes, str]]:
+        """(manifest, nonce) of each geo location."""
+        return frozenset((each.manifest, each.nonce)
+                         for each in self.locations)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The image ids that its locations were issued for: another one
+        than its own too, if it moved aside."""
+        return frozenset({self.image, *(e.image for e in self.locations)})
+
+    @property
     def manifests(self) -> list[bytes]:
-        return sorted({manifest for manifest, _ in self.listed})
+        return sorted({each.manifest for each in self.locations})
 
     def decide(self, site: str, sites: Iterable[str] = (),
                ) -> placement.Decision:
@@ -60,7 +71,7 @@ def image_bits(record: Record, trash_since: int | None = None) -> ImageBits:
     in_trash = (trash_since is not None and overtaken is not None
                 and overtaken > trash_since)
     deleted = bool(deletion.get('deleted')) and not delayed and not in_trash
-    listed, names = set(), {record.id}
+    locations = set()
     for field, data in values.items():
         if not field.startswith('loc:') or deleted:
             continue
@@ -69,18 +80,25 @@ def image_bits(record: Record, trash_since: int | None = None) -> ImageBits:
                 - _DELETION_SECONDS * _SECOND):
             continue
         try:
-            parsed = location.parse(data['url'])
+            locations.add(location.parse(data['url']))
         except errors.LocationInvalid:
             continue    # of another store
-        listed.add((parsed.manifest, parsed.nonce))
-        names.add(parsed.image)
     data = values.get('data') or {}
     return ImageBits(
         record.id, values.get('name'), values.get('home'), data.get('size'),
+        values.get('owner'), values.get('visibility') == 'public',
         data.get('status') == 'active' and not deletion.get('deleted'),
-        deleted, frozenset(listed), frozenset(names),
+        deleted, frozenset(locations),
         {field[5:]: prop['value'] for field, prop in values.items()
          if field.startswith('prop:') and not prop['removed']})
+
+
+def chunk_project(bits: ImageBits, site_wide: bool) -> str:
+    """Return the project among whose chunks an image's are stored.
+
+    '' for what all projects share: public images, or with ``site_wide`` all.
+    """
+    return '' if site_wide or bits.public else bits.owner or ''
 
 
 def listed_under(images: Iterable[ImageBits]) -> frozenset[tuple[bytes, str]]:

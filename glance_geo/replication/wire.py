@@ -22,6 +22,9 @@ BLOB_MAXIMUM = 8 * 1024 * 1024
 _LENGTH = struct.Struct('<I')
 _LAST = 0xFFFFFFFF
 _READ = 256 * 1024
+LEVEL = 3
+LEVEL_MAXIMUM = 12
+_LEVELS = ((30e6, 1), (8e6, 3), (2.5e6, 6), (1e6, 9))
 
 
 def pack(document: Any) -> bytes:
@@ -42,7 +45,21 @@ def unpack(data: bytes, maximum: int = REQUEST_MAXIMUM) -> Any:
                                     ) from error
 
 
-def frames(items: Iterable[bytes], last: bytes, level: int = 3,
+def level_for(rate: float | None) -> int:
+    """Return the zstd level that fits a link.
+
+    Each level compresses faster, on one core, than the links it is for
+    carry, so that a slow level is never what makes a link look slow.
+
+    :param rate: bytes per second that came over it last; None: not known
+    """
+    for least, level in _LEVELS:
+        if rate is not None and rate >= least:
+            return level
+    return LEVEL if rate is None else LEVEL_MAXIMUM
+
+
+def frames(items: Iterable[bytes], last: bytes, level: int = LEVEL,
            ) -> Iterator[bytes]:
     """Yield the compressed stream of some frames and the last one."""
     compressor = zstandard.ZstdCompressor(level=level).compressobj()

@@ -1,236 +1,198 @@
 # SPDX-License-Identifier: Apache-2.0
 """The chunk store of a node: chunks under their names, in a folder.
 
-Several processes may use one folder. Writing happens in a *session*: chunks
-become findable after ``flush`` and are kept for good by the reference that
-``commit`` enters. A session whose process died is recognised by its lock.
+Several processes may use one folder. Reading goes through a ``ChunkView``,
+writing through a ``WriteSession``.
 """
 
 from __future__ import annotations
 
-import errno
 import fcntl
-import logging
 import os
-import uuid
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
-from glance_geo.core import chunker, errors, manifest
-from glance_geo.core.manifest import Extent, Manifest, SegmentRef
-from glance_geo.store import collect, packs
+from glance_geo.core import chunker, errors
+from glance_geo.core.chunker import Data
+from glance_geo.core.manifest import name_of
+from glance_geo.store import collect, compact, packs
+from glance_geo.store.folder import RESERVE, StoreFolder, disk_errors
 from glance_geo.store.index import ChunkIndex
-from glance_geo.store.packs import PackReader, PackWriter, Place
-
-LOG = logging.getLogger(__name__)
-
-_FORMAT = 'glance_geo chunk store 1\n'
-# Locks and fsync of these can't be trusted across hosts.
-_NETWORK = frozenset((
-    'nfs', 'nfs4', 'cifs', 'smb3', 'smbfs', 'ceph', 'glusterfs', 'afs',
-    'fuse.sshfs', 'fuse.glusterfs', 'fuse.ceph', 'fuse.s3fs', 'lustre',
-    'beegfs', 'gpfs', 'ocfs2', 'gfs2'))
-# Room that writers may not take: the index and collections need it. A writer
-# looks again each time it has written so much.
-_RESERVE = 32 * 1024 * 1024
-_LOOK_AGAIN = 8 * 1024 * 1024
-_FLUSH_CHUNKS = 8192
-
-
-def _file_system(path: Path) -> str:
-    """Return the type of the file system that holds a path."""
-    best, kind = '', ''
-    with open('/proc/self/mounts') as mounts:
-        for line in mounts:
-            _, point, found, *_ = line.split(' ')
-            point = point.replace('\\040', ' ')
-            if Path(point) in (path, *path.parents) and len(point) >= len(
-                    best):
-                best, kind = point, found
-    return kind
-
-
-@contextmanager
-def _disk_errors(what: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise errors.StoreFull(f'{what}: {error.strerror}') from error
-        raise errors.StoreUnusable(f'{what}: {error.strerror}') from error
+from glance_geo.store.references import (
+    COPY,
+    Reference,
+    References,
+    blob,
+)
+from glance_geo.store.session import WriteSession
+from glance_geo.store.view import ChunkView
 
 
 class ChunkStore:
     """Chunks in a folder.
 
+    :param owner: the one store that may use the folder; '' does not say
+    :param limit: bytes that the packs may take; 0: as many as there are
+    :param index: file of the index; another one while it is made anew
     :raises StoreUnusable: the folder is not writable, lies on a network file
-        system, or holds something else
+        system, belongs to another store, or holds something else
     """
 
-    def __init__(self, folder: str | os.PathLike[str]):
+    def __init__(self, path: str | os.PathLike[str], owner: str = '',
+                 limit: int = 0, index: str = 'index.db'):
         chunker.check_library()
-        self.folder = Path(folder).absolute()
-        self._packs = self.folder / 'packs'
-        self._sessions = self.folder / 'sessions'
-        with _disk_errors(f'geo_store_datadir {self.folder}'):
-            for path in (self.folder, self._packs, self._sessions):
-                path.mkdir(mode=0o750, parents=True, exist_ok=True)
-            self._check_format()
-        kind = _file_system(self.folder)
-        if kind in _NETWORK:
-            raise errors.StoreUnusable(
-                f'geo_store_datadir {self.folder} is on {kind}: a chunk '
-                f'store needs a local file system')
-        self.index = ChunkIndex(self.folder / 'index.db')
-        self._reader = PackReader(self._packs)
-
-    def _check_format(self) -> None:
-        marker = self.folder / 'format'
-        if not marker.exists():
-            if (self.folder / 'index.db').exists():
-                raise errors.StoreUnusable(
-                    f'geo_store_datadir {self.folder}: no format marker')
-            temporary = self.folder / f'format.{os.getpid()}'
-            temporary.write_text(_FORMAT)
-            temporary.replace(marker)
-        found = marker.read_text()
-        if found != _FORMAT:
-            raise errors.StoreUnusable(
-                f'geo_store_datadir {self.folder} holds {found.strip()!r}; '
-                f'this release reads {_FORMAT.strip()!r}')
+        self.folder = StoreFolder(path, owner)
+        self.path = self.folder.path
+        if index == self.folder.index.name:
+            self.folder.check_index()
+        self.limit = limit
+        self.index = ChunkIndex(self.path / index)
+        self.folder.upgraded()
+        self.refs = References(self.index)
 
     def close(self) -> None:
-        self._reader.close()
+        self.index.close()
 
     # -- reading ----------------------------------------------------------
-    def missing(self, names: Iterable[bytes]) -> list[bytes]:
-        """Return those of the chunks that are not here, each once."""
-        names = list(dict.fromkeys(names))
-        present = self.index.places(names)
-        return [name for name in names if name not in present]
-
-    def read(self, name: bytes, place: Place | None = None) -> bytes:
-        """Return a chunk's bytes, verified.
-
-        A corrupt chunk is forgotten, so that it can be fetched again.
-
-        :param place: as ``index.places`` told; saves the look-up
-        :raises ChunkMissing: not here, or set aside just now as corrupt
-        """
-        codec, stored, raw = self.read_stored(name, place)
-        try:
-            return packs.unpack(name, codec, stored, raw)
-        except errors.ChunkCorrupt as error:
-            LOG.error('Chunk store %s: %s; set aside', self.folder, error)
-            found = self.index.places([name]).get(name)
-            if found is not None:
-                self.index.forget(name, found)
-            raise errors.ChunkMissing(str(error)) from error
-
-    def read_stored(self, name: bytes, place: Place | None = None,
-                    ) -> tuple[int, bytes, int]:
-        """Return (codec, stored bytes, raw length), not verified."""
-        place = place or self.index.places([name]).get(name)
-        if place is None:
-            raise errors.ChunkMissing(f'chunk {name.hex()} is not here')
-        try:
-            return place.codec, self._reader.read(place), place.raw
-        except errors.ChunkMissing:
-            fresh = self.index.places([name]).get(name)
-            if fresh is not None and fresh != place:    # moved meanwhile
-                return fresh.codec, self._reader.read(fresh), fresh.raw
-            if fresh is not None:
-                LOG.error('Chunk store %s: chunk %s lost its bytes; set '
-                          'aside', self.folder, name.hex())
-                self.index.forget(name, fresh)
-            raise
-
-    def manifest(self, name: bytes) -> Manifest:
-        """Return a parsed root.
-
-        :raises ChunkMissing: the root is not here
-        :raises ManifestInvalid: it does not add up
-        """
-        return manifest.parse_root(self.read(name))
-
-    def segment(self, ref: SegmentRef) -> list[Extent]:
-        """Return a segment's extents; raises as ``manifest`` does."""
-        return manifest.parse_segment(ref, self.read(ref.name))
-
-    def held(self, name: bytes) -> tuple[int, int, int]:
-        """Return how much of a manifest is here.
-
-        The manifest's own parts count as chunks, so that an image of zeros
-        can be whole too.
-
-        :returns: (chunks here, chunks in all, stored bytes here); chunks in
-            all is 0 while the manifest itself is not whole
-        """
-        names = {name}
-        try:
-            root = self.manifest(name)
-            for ref in root.segments:
-                names.add(ref.name)
-                names.update(e.name for e in self.segment(ref) if e.name)
-            total = len(names)
-        except (errors.ChunkMissing, errors.ManifestInvalid):
-            total = 0
-        places = self.index.places(names)
-        return (len(places), total,
-                sum(place.stored for place in places.values()))
+    def view(self, images: Collection[str], manifest: bytes) -> ChunkView:
+        """Return what is here of a manifest, as some image ids keep it."""
+        return ChunkView(self, images, manifest)
 
     # -- references -------------------------------------------------------
-    def keep_copy(self, image: str, name: bytes) -> None:
-        """Keep the chunks of a manifest for an image whose bits come here."""
-        self.index.keep_copy(image, name)
+    def keep_copy(self, image: str, manifest: bytes, project: str) -> str:
+        """Keep the chunks of a manifest for an image whose bits come here.
+
+        :param project: whose chunks it may share; '' for what all share
+        :returns: the project under which it is kept, perhaps since long
+        """
+        self.refs.keep_copy(image, manifest, self.index.scope(project))
+        scopes = self.refs.scopes([image], manifest)
+        return self.index.project(scopes[0]) if scopes else project
+
+    def drop_copy(self, image: str, manifest: bytes) -> None:
+        """Give up a copy that was fetched from elsewhere."""
+        self.refs.drop(image, manifest, COPY)
+
+    def kept_copies(self) -> list[Reference]:
+        """Return what is kept here only because it was fetched."""
+        refs = self.refs.all()
+        own = {(r.image, r.manifest) for r in refs if r.nonce != COPY}
+        return [r for r in refs if r.nonce == COPY
+                and (r.image, r.manifest) not in own]
+
+    def holder(self, images: Collection[str], manifest: bytes) -> str | None:
+        """Return the id, among some, under which a manifest is kept."""
+        return next((image for image in sorted(images)
+                     if self.refs.scopes([image], manifest)), None)
+
+    def lease(self, image: str, manifest: bytes, node: str) -> None:
+        """Promise another node, durably, to keep an image's copy."""
+        self.refs.lease(image, manifest, node)
 
     def copies(self) -> set[tuple[str, bytes]]:
         """Return (image, manifest) of everything that is kept."""
-        return {(image, name) for image, name, _ in self.index.refs()}
+        return {(ref.image, ref.manifest) for ref in self.refs.all()}
 
     def settle(self, image: str, listed: Collection[tuple[bytes, str]],
                deleted: bool) -> int:
-        return collect.settle(self, image, listed, deleted)
+        return self.refs.settle(image, listed, deleted)
 
-    def collect(self) -> collect.Collected:
-        return collect.collect(self)
+    def share(self, image: str, project: str) -> None:
+        """Let an image's chunks be shared with a project ('': with all).
 
-    # -- writing ----------------------------------------------------------
-    @staticmethod
-    def compress(data: bytes) -> tuple[int, bytes]:
-        """Return (codec, stored bytes) for ``WriteSession.put``."""
-        return packs.compress(data)
-
-    def session(self) -> WriteSession:
-        """Begin writing; ``commit`` or ``abort`` the session.
-
-        :raises StoreFull: only the reserve is left
+        An image that was made public, or is so no more, changes its scope.
         """
-        self.check_room()
-        with _disk_errors(str(self.folder)):
-            return WriteSession(self)
+        scope = self.index.scope(project)
+        for ref in self.refs.all(image):
+            if ref.scope != scope:
+                self._move(ref, project)
 
-    def check_room(self) -> None:
+    def _move(self, ref: Reference, project: str) -> None:
+        names, _ = self.view([ref.image], ref.manifest).parts()
+        names.add(name_of(blob(ref.image, ref.manifest, ref.nonce, project)))
+        session = WriteSession(self, project)
+        try:
+            here = self.index.places(names, [ref.scope])
+            self.index.enter(session.epoch, session.scope, ref.scope,
+                             sorted(here))
+            session.commit((ref.image, ref.manifest, ref.nonce))
+        except BaseException:
+            session.abort()
+            raise
+
+    # -- space ------------------------------------------------------------
+    def collect(self, evictable: Collection[tuple[str, bytes]] = (),
+                ) -> collect.Collected:
+        """Remove what no reference and no writer needs.
+
+        :param evictable: (image, manifest) of copies that could go, for the
+            statistics
+        """
+        return collect.collect(self, evictable)
+
+    def compact(self, rate: float = 0,
+                stopped: Callable[[], bool] = lambda: False,
+                ) -> compact.Compacted:
+        """Rewrite packs that are partly dead; see ``compact.compact``."""
+        return compact.compact(self, rate, stopped)
+
+    def used_bytes(self) -> int:
+        """Return what the packs take on the disk."""
+        return self.folder.pack_bytes()
+
+    def statistics(self) -> dict[str, Any]:
+        """Return what the last collection counted."""
+        return self.index.noted('statistics') or {}
+
+    def check_reserve(self) -> None:
         """Refuse early what the disk would refuse late.
 
         :raises StoreFull: only the reserve is left
         """
-        free = os.statvfs(self.folder)
-        if free.f_bavail * free.f_frsize < _RESERVE:
+        if self.folder.free() < 0:
             raise errors.StoreFull(
-                f'{self.folder}: less than {_RESERVE >> 20} MiB free, which '
+                f'{self.path}: less than {RESERVE >> 20} MiB free, which '
                 f'are kept for deletions')
+
+    def check_room(self) -> None:
+        """Say whether more images may come.
+
+        :raises StoreFull: only the reserve is left, or the store's limit is
+            reached
+        """
+        self.check_reserve()
+        if self.limit and self.used_bytes() > self.limit:
+            raise errors.StoreFull(
+                f'{self.path}: geo_store_size_limit of {self.limit >> 20} '
+                f'MiB is reached and the images here are all wanted here; '
+                f'delete some, or raise the limit')
+
+    # -- writing ----------------------------------------------------------
+    @staticmethod
+    def compress(data: Data) -> tuple[int, Data]:
+        """Return (codec, stored bytes) for ``WriteSession.put``."""
+        return packs.compress(data)
+
+    def session(self, project: str = '') -> WriteSession:
+        """Begin writing; ``commit`` or ``abort`` the session.
+
+        :param project: whose chunks it may share; '' for what all share
+        :raises StoreFull: only the reserve is left
+        """
+        self.check_room()
+        with disk_errors(str(self.path)):
+            return WriteSession(self, project)
 
     def dead_sessions(self) -> list[str]:
         """Return the sessions whose process is gone."""
-        return [path.name for path in self._sessions.iterdir()
+        return [path.name for path in self.folder.sessions.iterdir()
                 if path.suffix != packs.UNNAMED and not self.alive(path.name)]
 
     def alive(self, session: str) -> bool:
         """Say whether the process that began a session still runs."""
         try:
-            with open(self._sessions / session, 'rb') as file:
+            with open(self.folder.sessions / session, 'rb') as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
@@ -238,106 +200,11 @@ class ChunkStore:
             return False
         return False
 
-    def remove_unnamed(self) -> None:
-        """Remove what writers left that died as they began."""
-        for folder in (self._packs, self._sessions):
-            packs.remove_unnamed(folder)
-
     def remove_session_file(self, session: str) -> None:
-        (self._sessions / session).unlink(missing_ok=True)
+        (self.folder.sessions / session).unlink(missing_ok=True)
 
     def pack_files(self) -> list[Path]:
-        return sorted(self._packs.glob('*.pack'))
+        return sorted(self.folder.pack_paths())
 
-    def remove_pack(self, pack: str) -> None:
-        (self._packs / f'{pack}.pack').unlink(missing_ok=True)
-
-
-class WriteSession:
-    """One writer: an upload, or a fetch from other nodes."""
-
-    def __init__(self, store: ChunkStore):
-        self._store = store
-        self.id = uuid.uuid4().hex
-        self._lock = packs.locked_file(store._sessions / self.id)
-        self._pack: PackWriter | None = None
-        self._written: list[str] = []
-        self._fresh: dict[bytes, Place] = {}
-        self.stored_bytes = 0
-        self.flushed = False
-        self._look_at = _LOOK_AGAIN
-        store.index.begin(self.id)
-
-    def unknown(self, names: Sequence[bytes]) -> list[bytes]:
-        """Return those of the chunks that must be put; pin the others."""
-        asked = [name for name in dict.fromkeys(names)
-                 if name not in self._fresh]
-        present = self._store.index.pin_present(self.id, asked)
-        return [name for name in asked if name not in present]
-
-    def put(self, name: bytes, codec: int, stored: bytes, raw: int) -> None:
-        """Append a chunk whose bytes were verified against its name.
-
-        :raises StoreFull: no room; the session must be aborted
-        """
-        if name in self._fresh:
-            return
-        with _disk_errors(str(self._store.folder)):
-            if self._pack is None:
-                self._pack = PackWriter(self._store._packs)
-                self._written.append(self._pack.name)
-            self._fresh[name] = self._pack.append(name, codec, stored, raw)
-        self.stored_bytes += len(stored)
-        if self.stored_bytes >= self._look_at:
-            self._look_at = self.stored_bytes + _LOOK_AGAIN
-            self._store.check_room()
-        if (self._pack.size >= packs.PACK_MAXIMUM
-                or len(self._fresh) >= _FLUSH_CHUNKS):
-            self.flush()
-
-    def put_blob(self, data: bytes) -> bytes:
-        """Store a manifest's part like a chunk; return its name."""
-        name = manifest.name_of(data)
-        if self.unknown([name]):
-            self.put(name, *packs.compress(data), len(data))
-        return name
-
-    def flush(self) -> None:
-        """Make what was put durable, and findable by everyone."""
-        if not self._fresh or self._pack is None:
-            return
-        with _disk_errors(str(self._store.folder)):
-            self._pack.sync()
-        self._store.index.add(self.id, self._fresh)
-        self.flushed = True
-        self._fresh = {}
-        if self._pack.size >= packs.PACK_MAXIMUM:
-            self._pack.close()
-            self._pack = None
-
-    def commit(self, ref: tuple[str, bytes, str] | None = None) -> None:
-        """Keep what was put: durable when this returns.
-
-        :param ref: (image, manifest, nonce) that keeps it from collection
-        """
-        self.flush()
-        self._store.index.finish(self.id, ref)
-        self._end()
-
-    def abort(self) -> None:
-        """Give up what was not flushed; a collection removes the rest."""
-        self._fresh = {}
-        if self._pack is not None:
-            self._pack.close()
-        try:
-            for pack in self._store.index.abandon(self.id, self._written):
-                self._store.remove_pack(pack)
-        finally:
-            self._end()
-
-    def _end(self) -> None:
-        if self._pack is not None:
-            self._pack.close()
-            self._pack = None
-        self._store.remove_session_file(self.id)
-        self._lock.close()
+    def remove_pack(self, file: str) -> None:
+        (self.folder.packs / f'{file}.pack').unlink(missing_ok=True)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Collection: chunks that nothing refers to are removed (P8).
 
-Mark and sweep over the index. What a running session uses is pinned before
-it relies on it; what commits while marking keeps its pins until the next
-collection. So nothing depends on clocks or on how long anything takes.
+Mark and sweep over the index, a range of names at a time, so that its memory
+does not grow with the store. What a live writer relies on has an epoch that
+is as young as the writer (see ``index``), so nothing depends on clocks or on
+how long anything takes.
 """
 
 from __future__ import annotations
@@ -11,32 +12,52 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import logging
+import time
+from collections import defaultdict
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from glance_geo.core import errors
-from glance_geo.store.index import COPY
+from glance_geo.store import packs
+from glance_geo.store.references import COPY, Reference
 
 if TYPE_CHECKING:
     from glance_geo.store.chunkstore import ChunkStore
 
 LOG = logging.getLogger(__name__)
 
+_NAMES_PER_PASS = 1_000_000
+"""Names marked at a time: about 130 MB."""
+_ROWS = 20_000
+_DELETES = 2_000
+
 
 @dataclasses.dataclass
 class Collected:
-    """What a collection removed."""
+    """What a collection removed, and whether it ran."""
 
+    ran: bool = False
     chunks: int = 0
     stored_bytes: int = 0
     packs: int = 0
-    references: int = 0
+
+
+@dataclasses.dataclass
+class _Start:
+    """What a collection read in the one step that begins it."""
+
+    refs: list[tuple[Reference, bytes | None]]
+    before: int
+    unlocked: list[Path]
+    dead: list[str]
 
 
 @contextmanager
-def _alone(store: ChunkStore) -> Iterator[bool]:
-    with open(store.folder / 'collect.lock', 'w') as lock:
+def alone(store: ChunkStore) -> Iterator[bool]:
+    """Say whether no other collection or compaction runs; keep it so."""
+    with open(store.path / 'collect.lock', 'w') as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -45,97 +66,42 @@ def _alone(store: ChunkStore) -> Iterator[bool]:
         yield True
 
 
-def settle(store: ChunkStore, image: str,
-           listed: Collection[tuple[bytes, str]], deleted: bool) -> int:
-    """Drop an image's references that metadata has given up.
-
-    That a record does not list a location is not enough: it may be about to,
-    or may have been restored from before it did. A reference goes when the
-    image is deleted, or when its own deletion was asked for and the record
-    does not list it.
-
-    :param listed: (manifest, nonce) of the locations in the image's record;
-        a copy stays while any location has its manifest
-    :param deleted: every image that the id stands for is deleted for good
-    :returns: how many references went
-    """
-    dropped = 0
-    manifests = {name for name, _ in listed}
-    asked = {(name, nonce) for i, name, nonce in store.index.checks()
-             if i == image}
-    for _, name, nonce in store.index.refs(image):
-        if (name, nonce) in listed or (nonce == COPY and name in manifests):
-            continue
-        if deleted or (name, nonce) in asked or (
-                nonce == COPY and name in {n for n, _ in asked}):
-            store.index.drop_ref(image, name, nonce)
-            dropped += 1
-    return dropped
-
-
-def _mark(store: ChunkStore, names: Iterator[bytes]) -> set[bytes]:
-    live: set[bytes] = set()
-    for name in names:
-        live.add(name)
-        try:
-            root = store.manifest(name)
-        except (errors.ChunkMissing, errors.ManifestInvalid):
-            continue    # a copy whose fetch has not begun
-        for ref in root.segments:
-            live.add(ref.name)
-            try:
-                live.update(extent.name for extent in store.segment(ref)
-                            if extent.name)
-            except (errors.ChunkMissing, errors.ManifestInvalid):
-                continue
-    return live
-
-
-def collect(store: ChunkStore) -> Collected:
-    """Remove what no reference and no session needs.
+def collect(store: ChunkStore,
+            evictable: Collection[tuple[str, bytes]] = ()) -> Collected:
+    """Remove what no reference and no writer needs.
 
     May run beside uploads, reads and fetches; a second collection beside
     this one returns at once.
+
+    :param evictable: (image, manifest) of copies that could go, for the
+        statistics
     """
     result = Collected()
-    with _alone(store) as alone:
-        if not alone:
+    with alone(store) as free:
+        if not free:
             return result
-        dead = store.dead_sessions()
-        with store.index.transaction() as connection:
-            # In one step with reading the references: a session done by now
-            # has its reference in the list.
-            for session in dead:
-                connection.execute('DELETE FROM sessions WHERE id = ?',
-                                   (session,))
-            connection.execute('DELETE FROM sessions WHERE done = 1')
-            connection.execute('DELETE FROM pins WHERE session NOT IN '
-                               '(SELECT id FROM sessions)')
-            roots = [row[0] for row in connection.execute(
-                'SELECT DISTINCT manifest FROM refs')]
-            # Packs that exist now and get rows later belong to sessions
-            # that live; all others without rows are leftovers.
-            leftovers = _packs_without_owner(store)
-        live = _mark(store, iter(roots))
-        _sweep(store, live, result)
-        for pack in leftovers:
-            if not store.index.connection().execute(
-                    'SELECT 1 FROM chunks WHERE pack = ? LIMIT 1',
-                    (pack,)).fetchone():
-                store.remove_pack(pack)
-                result.packs += 1
-        for session in dead:
+        result.ran = True
+        start = _begin(store)
+        counted = _Counted(store, start)
+        if not counted.unreadable:
+            _sweep(store, start, counted, frozenset(evictable), result)
+            # Durable, and with it all that went before: rows must not come
+            # back when their packs are gone.
+            counted.note(store)
+            _remove_packs(store, start, counted, result)
+        for session in start.dead:
             store.remove_session_file(session)
-        store.remove_unnamed()
+        for folder in (store.folder.packs, store.folder.sessions):
+            packs.remove_unnamed(folder)
     if result.chunks or result.packs:
         LOG.info('Chunk store %s: collected %d chunks, %d bytes, %d packs',
-                 store.folder, result.chunks, result.stored_bytes,
+                 store.path, result.chunks, result.stored_bytes,
                  result.packs)
     return result
 
 
-def _packs_without_owner(store: ChunkStore) -> list[str]:
-    """Return the packs that no live session can be writing.
+def unlocked_packs(store: ChunkStore) -> list[Path]:
+    """Return the packs that no live writer can be writing.
 
     A writer holds a lock on its pack's file while it lives.
     """
@@ -143,29 +109,206 @@ def _packs_without_owner(store: ChunkStore) -> list[str]:
     for path in store.pack_files():
         try:
             with open(path, 'rb') as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                free.append(path.stem)
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                free.append(path)
         except (BlockingIOError, FileNotFoundError):
             continue
     return free
 
 
-def _sweep(store: ChunkStore, live: set[bytes], result: Collected) -> None:
-    for path in store.pack_files():
-        pack = path.stem
-        rows = store.index.connection().execute(
-            'SELECT name, stored FROM chunks WHERE pack = ?',
-            (pack,)).fetchall()
-        dead = [(name, stored) for name, stored in rows if name not in live]
-        if not dead:
-            continue
+def _begin(store: ChunkStore) -> _Start:
+    dead = store.dead_sessions()
+    with store.index.transaction() as connection:
+        connection.execute("UPDATE meta SET value = value + 1 WHERE "
+                           "key = 'epoch'")
+        for (session,) in connection.execute(
+                'SELECT id FROM sessions').fetchall():
+            if not store.alive(session):
+                connection.execute('DELETE FROM sessions WHERE id = ?',
+                                   (session,))
+        # A writer that ended by now has its reference in the list; all that
+        # one who is alive relies on is as young as it.
+        (before,) = connection.execute(
+            "SELECT min(value) FROM (SELECT epoch AS value FROM sessions "
+            "UNION ALL SELECT value FROM meta WHERE key = 'epoch')"
+        ).fetchone()
+        refs = [(Reference(*row[:5]), row[5]) for row in connection.execute(
+            'SELECT image, manifest, nonce, scope, used, blob FROM refs')]
+        # Packs without rows that nobody writes now are leftovers; of the
+        # others, rows may still come.
+        return _Start(refs, before, unlocked_packs(store), dead)
+
+
+class _Counted:
+    """What marking and sweeping count.
+
+    :ivar unreadable: whether an image that was uploaded here has a manifest
+        that can't be read: what it needs is not known, so nothing may go
+    """
+
+    def __init__(self, store: ChunkStore, start: _Start):
+        self.live: dict[int, int] = defaultdict(int)
+        self.totals: dict[str, Any] = dict.fromkeys(
+            ('chunks', 'unique_bytes', 'stored_bytes', 'evictable_bytes',
+             'logical_bytes'), 0)
+        self.unreadable = False
+        seen = set()
+        for ref, _ in start.refs:
+            if (ref.image, ref.manifest) in seen:
+                continue
+            seen.add((ref.image, ref.manifest))
+            view = store.view([ref.image], ref.manifest)
+            try:
+                root = view.manifest()
+                self.totals['logical_bytes'] += root.size
+                whole = not view.missing(s.name for s in root.segments)
+            except (errors.ChunkMissing, errors.ManifestInvalid):
+                whole = False
+            if not whole and ref.nonce != COPY:
+                LOG.error('Chunk store %s: the manifest of image %s is '
+                          'damaged; nothing is collected until "glance-geo '
+                          'store check --repair" has fetched it, or the '
+                          'image is deleted', store.path, ref.image)
+                self.unreadable = True
+        self.totals['images'] = len({image for image, _ in seen})
+
+    def place(self, rows: list[tuple], evictable: bool) -> None:
+        """Count the rows of one name."""
+        for pack, _, stored, raw in {row[2:6] for row in rows}:
+            self.live[pack] += stored + packs.HEADER_BYTES
+            self.totals['chunks'] += 1
+            self.totals['unique_bytes'] += raw
+            self.totals['stored_bytes'] += stored
+            if evictable:
+                self.totals['evictable_bytes'] += stored
+
+    def note(self, store: ChunkStore) -> None:
+        known = store.index.packs()
         with store.index.transaction() as connection:
-            before = connection.total_changes
             connection.executemany(
-                'DELETE FROM chunks WHERE name = ? AND NOT EXISTS '
-                '(SELECT 1 FROM pins WHERE pins.name = chunks.name)',
-                [(name,) for name, _ in dead])
-            removed = connection.total_changes - before
-        result.chunks += removed
-        if removed == len(dead):
-            result.stored_bytes += sum(stored for _, stored in dead)
+                'UPDATE packs SET live = ? WHERE id = ?',
+                [(self.live.get(pack, 0), pack) for pack in known])
+        store.index.note('statistics', {**self.totals,
+                                        'at': int(time.time())})
+
+
+def _ranges(rows: int) -> Iterator[tuple[bytes, bytes]]:
+    """Yield [from, to) over all names, about a million names each."""
+    parts = max(1, -(-rows // _NAMES_PER_PASS))
+    edges = [(place * 65536 // parts).to_bytes(3, 'big')[1:]
+             for place in range(parts)]
+    yield from zip([b'', *edges[1:]], [*edges[1:], b'\xff' * 33],
+                   strict=True)
+
+
+def _mark(store: ChunkStore, start: _Start, low: bytes, high: bytes,
+          evictable: frozenset[tuple[str, bytes]],
+          ) -> tuple[dict[int, set[bytes]], dict[int, set[bytes]]]:
+    """Return the names in a range that must stay, by scope, and those that
+    only evictable copies need."""
+    kept: dict[int, set[bytes]] = defaultdict(set)
+    spare: dict[int, set[bytes]] = defaultdict(set)
+    done = set()
+    for ref, blob in start.refs:
+        into = (spare if (ref.image, ref.manifest) in evictable else kept)
+        if blob and low <= blob < high:
+            into[ref.scope].add(blob)
+        key = (ref.manifest, ref.scope, into is kept)
+        if key not in done:
+            done.add(key)
+            names, _ = store.view([ref.image], ref.manifest).parts()
+            into[ref.scope].update(n for n in names if low <= n < high)
+    return kept, spare
+
+
+def _rows(store: ChunkStore, low: bytes, high: bytes,
+          ) -> Iterator[list[tuple]]:
+    """Yield the rows of each name in a range."""
+    after, scope = low, -1
+    pending: list[tuple] = []
+    while True:
+        # Page by page: one long read would keep the log from shrinking.
+        rows = store.index.query(
+            'SELECT name, scope, pack, offset, stored, raw, epoch FROM '
+            'chunks WHERE (name, scope) > (?, ?) AND name < ? '
+            'ORDER BY name, scope LIMIT ?', (after, scope, high, _ROWS))
+        for row in rows:
+            if pending and pending[0][0] != row[0]:
+                yield pending
+                pending = []
+            pending.append(row)
+        if len(rows) < _ROWS:
+            break
+        after, scope = rows[-1][:2]
+    if pending:
+        yield pending
+
+
+def _sweep(store: ChunkStore, start: _Start, counted: _Counted,
+           evictable: frozenset[tuple[str, bytes]],
+           result: Collected) -> None:
+    (total,), = store.index.query('SELECT count(*) FROM chunks')
+    for low, high in _ranges(total):
+        kept, spare = _mark(store, start, low, high, evictable)
+        dead: list[tuple] = []
+        for rows in _rows(store, low, high):
+            live, only_spare = [], True
+            for row in rows:
+                name, scope, epoch = row[0], row[1], row[6]
+                if name in kept[scope] or epoch >= start.before:
+                    live.append(row)
+                    only_spare = False
+                elif name in spare[scope]:
+                    live.append(row)
+                else:
+                    dead.append(row)
+            counted.place(live, only_spare)
+            if len(dead) >= _DELETES:
+                _delete(store, start.before, dead, counted, result)
+                dead = []
+        _delete(store, start.before, dead, counted, result)
+
+
+def _delete(store: ChunkStore, before: int, dead: list[tuple],
+            counted: _Counted, result: Collected) -> None:
+    if not dead:
+        return
+    with store.index.transaction(durable=False) as connection:
+        for row in dead:
+            name, scope, pack, offset, stored = row[:5]
+            connection.execute(
+                'DELETE FROM chunks WHERE name = ? AND scope = ? AND '
+                'epoch < ?', (name, scope, before))
+            # A writer may have come to rely on it since it was read.
+            rest = connection.execute(
+                'SELECT 1 FROM chunks WHERE name = ? AND pack = ? AND '
+                'offset = ?', (name, pack, offset)).fetchone()
+            if rest is None:
+                result.chunks += 1
+                result.stored_bytes += stored
+            else:
+                counted.live[pack] += stored + packs.HEADER_BYTES
+
+
+def _remove_packs(store: ChunkStore, start: _Start, counted: _Counted,
+                  result: Collected) -> None:
+    numbers = {file: pack for pack, file in store.index.packs().items()}
+    gone = []
+    for path in start.unlocked:
+        pack = numbers.get(path.stem)
+        if pack is None or not counted.live.get(pack):
+            store.remove_pack(path.stem)
+            result.packs += 1
+            if pack is not None:
+                gone.append(pack)
+    forget_packs(store, gone)
+
+
+def forget_packs(store: ChunkStore, gone: list[int]) -> None:
+    """Forget packs whose files were removed."""
+    if gone:
+        with store.index.transaction(durable=False) as connection:
+            for table, column in (('packs', 'id'), ('damaged', 'pack')):
+                connection.executemany(
+                    f'DELETE FROM {table} WHERE {column} = ?',  # noqa: S608
+                    [(pack,) for pack in gone])

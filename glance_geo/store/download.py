@@ -39,29 +39,22 @@ class ImageReader:
 
     def __init__(self, store: ChunkStore, image: str, name: bytes,
                  source: ChunkSource):
-        self._store = store
+        self._view = store.view([image], name)
+        self._refs = store.refs
         self._image = image
         self._name = name
         self._source = source
 
     def _chunks(self, names: list[bytes]) -> dict[bytes, bytes]:
         """Return verified chunks, fetching what is missing or corrupt."""
-        wanted = list(dict.fromkeys(names))
         found: dict[bytes, bytes] = {}
+        missing = names
         for _ in range(3):
-            places = self._store.index.places(wanted)
-            missing = []
-            for name in wanted:
-                try:
-                    if name not in places:
-                        raise errors.ChunkMissing(name.hex())
-                    found[name] = self._store.read(name, places[name])
-                except errors.ChunkMissing:
-                    missing.append(name)
+            here, missing = self._view.load(missing)
+            found.update(here)
             if not missing:
                 return found
             self._source.ensure(self._image, self._name, missing)
-            wanted = missing
         raise errors.BitsUnavailable(
             f'image {self._image}: chunk {missing[0].hex()} keeps failing '
             f'verification on this node')
@@ -102,25 +95,36 @@ class ImageReader:
         pieces: list[bytes] = []
         batch: list[bytes] = []
         size = 0
+
+        def close() -> None:
+            nonlocal size
+            if batch:
+                pieces.append(batch[0] if len(batch) == 1
+                              else b''.join(batch))
+                batch.clear()
+                size = 0
         for extent, low, high in window:
             if extent.name is None:
-                data = _ZEROS[:high - low]
-                while len(data) < high - low:
-                    batch.append(data)
-                    size += len(data)
-                    low += len(data)
-                    data = _ZEROS[:high - low]
-            else:
-                data = chunks[extent.name]
-                if (low, high) != (0, len(data)):
-                    data = data[low:high]
+                # The same zeros again and again: nothing is copied.
+                close()
+                pieces += [_ZEROS] * ((high - low) // len(_ZEROS))
+                rest = (high - low) % len(_ZEROS)
+                if rest:
+                    pieces.append(_ZEROS[:rest])
+                continue
+            data = chunks[extent.name]
+            if len(data) != extent.length:
+                raise errors.ManifestInvalid(
+                    f'image {self._image}: its manifest says '
+                    f'{extent.length} bytes of chunk {extent.name.hex()}, '
+                    f'which has {len(data)}')
+            if (low, high) != (0, len(data)):
+                data = data[low:high]
             batch.append(data)
             size += len(data)
             if size >= _PIECE:
-                pieces.append(b''.join(batch))
-                batch, size = [], 0
-        if batch:
-            pieces.append(b''.join(batch))
+                close()
+        close()
         return pieces
 
     def read(self, start: int = 0, length: int | None = None,
@@ -131,6 +135,7 @@ class ImageReader:
             from the iterator, which never ends early as if whole
         """
         root = self.manifest()
+        self._refs.used(self._image, self._name)
         stop = root.size if length is None else min(root.size, start + length)
         windows = self._windows(root, start, max(start, stop))
         pool = ThreadPoolExecutor(2, thread_name_prefix='geo-read')

@@ -125,7 +125,10 @@ class Store(driver.Store):
                     raise errors.ConfigurationInvalid(
                         f'[{self.backend_group}] geo_store_datadir is not '
                         f'set')
-                self._opened = (os.getpid(), ChunkStore(folder))
+                self._opened = (os.getpid(), ChunkStore(
+                    folder, options.store_owner(self.conf,
+                                                self.backend_group),
+                    options.store_limit(self.conf, self.backend_group)))
             return self._opened[1]
 
     def _source(self) -> Any:
@@ -152,8 +155,11 @@ class Store(driver.Store):
             key_id, key = options.signing_key(self._keys)
             location.issue(self.backend_group, image_id, bytes(32), nonce,
                            key_id, key)
-            stored = upload(self._chunks(), image_id, nonce, image_file,
-                            image_size, hashing_algo, verifier)
+            from glance_geo import assembly
+            stored = upload(
+                self._chunks(), image_id, nonce, image_file, image_size,
+                hashing_algo, verifier, assembly.dedup_project(
+                    self.conf, self.backend_group, image_id, context))
             issued = location.issue(self.backend_group, image_id,
                                     stored.manifest, nonce, key_id, key)
         LOG.info('Image %s: stored %d bytes as manifest %s; %d bytes were '
@@ -192,5 +198,5 @@ class Store(driver.Store):
         geo = location.store_location.geo
         with _as_glance_expects(geo.image):
             geo = self._verified(location)
-            self._chunks().index.queue_check(geo.image, geo.manifest,
-                                             geo.nonce)
+            self._chunks().refs.queue_check(geo.image, geo.manifest,
+                                            geo.nonce)

@@ -1,48 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
 """The chunk store's index, in SQLite, shared by the processes of a node.
 
-``chunks``   name -> place in a pack
-``refs``     what keeps a manifest's chunks: an upload's location or a copy
-``pins``     chunks in use by a session that has not committed yet
-``sessions`` live writers; ``done`` ones keep their pins until a collection
-             that starts later has seen their references
-``checks``   deletions that metadata has yet to confirm
+What a writer relies on is protected by *epochs*: a collection begins by
+counting the epoch up and removes only rows whose epoch is older than that of
+every writer alive then. A writer begins in the epoch of its time and lifts
+the rows that it adds or relies on to that.
 """
 
+import json
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from glance_geo.core import errors
-from glance_geo.store.packs import Place
+from glance_geo.store import schema
+from glance_geo.store.packs import Entry, Place
+from glance_geo.store.schema import SHARED
 
-_VERSION = 1
-_SCHEMA = """
-CREATE TABLE chunks (
-    name BLOB PRIMARY KEY, pack TEXT NOT NULL, offset INTEGER NOT NULL,
-    stored INTEGER NOT NULL, raw INTEGER NOT NULL, codec INTEGER NOT NULL
-    ) WITHOUT ROWID;
-CREATE INDEX chunks_by_pack ON chunks (pack);
-CREATE TABLE refs (
-    image TEXT NOT NULL, manifest BLOB NOT NULL, nonce TEXT NOT NULL,
-    PRIMARY KEY (image, manifest, nonce)) WITHOUT ROWID;
-CREATE TABLE sessions (id TEXT PRIMARY KEY, done INTEGER NOT NULL)
-    WITHOUT ROWID;
-CREATE TABLE pins (session TEXT NOT NULL, name BLOB NOT NULL,
-    PRIMARY KEY (session, name)) WITHOUT ROWID;
-CREATE INDEX pins_by_name ON pins (name);
-CREATE TABLE checks (image TEXT NOT NULL, manifest BLOB NOT NULL,
-    nonce TEXT NOT NULL, PRIMARY KEY (image, manifest, nonce))
-    WITHOUT ROWID;
-"""
 _NAMES_PER_QUERY = 500
 _FULL = ('SQLITE_FULL',)
+_WAL_KEPT = 4 * 1024 * 1024
 
-COPY = 'copy'
-"""The nonce of a reference that keeps a copy fetched from elsewhere."""
+
+def _marks(values: Sequence[Any]) -> str:
+    return ','.join('?' * len(values))
+
+
+def _parts(names: Iterable[bytes]) -> Iterator[list[bytes]]:
+    names = list(names)
+    for start in range(0, len(names), _NAMES_PER_QUERY):
+        yield names[start:start + _NAMES_PER_QUERY]
 
 
 class ChunkIndex:
@@ -51,16 +43,9 @@ class ChunkIndex:
     def __init__(self, path: Path):
         self._path = path
         self._local = threading.local()
+        self._files: dict[int, str] = {}
         with self.transaction() as connection:
-            (version,) = connection.execute('PRAGMA user_version').fetchone()
-            if version == 0:
-                for statement in _SCHEMA.split(';'):
-                    connection.execute(statement)
-                connection.execute(f'PRAGMA user_version={_VERSION}')
-            elif version != _VERSION:
-                raise errors.StoreUnusable(
-                    f'{path} has index version {version}; this release '
-                    f'reads {_VERSION}')
+            self.upgraded = schema.prepare(connection, path)
 
     def connection(self) -> sqlite3.Connection:
         if getattr(self._local, 'pid', None) != os.getpid():
@@ -68,12 +53,23 @@ class ChunkIndex:
                 made = sqlite3.connect(self._path, timeout=60.0,
                                        isolation_level=None)
                 made.execute('PRAGMA journal_mode=WAL')
+                made.execute(f'PRAGMA journal_size_limit={_WAL_KEPT}')
                 made.execute('PRAGMA synchronous=FULL')
             except sqlite3.Error as error:
-                raise errors.StoreUnusable(f'{self._path}: {error}') from error
+                raise self._failure(error) from error
             self._local.connection = made
             self._local.pid = os.getpid()
         return self._local.connection
+
+    def _failure(self, error: sqlite3.Error) -> errors.GeoError:
+        name = getattr(error, 'sqlite_errorname', '')
+        if name in _FULL:
+            return errors.StoreFull(f'{self._path}: disk full')
+        hint = ''
+        if name.startswith(('SQLITE_CORRUPT', 'SQLITE_NOTADB')):
+            hint = ('; "glance-geo store rebuild-index" makes it anew from '
+                    'the packs')
+        return errors.StoreUnusable(f'{self._path}: {error}{hint}')
 
     @contextmanager
     def transaction(self, durable: bool = True,
@@ -81,7 +77,7 @@ class ChunkIndex:
         """Run a write transaction.
 
         :param durable: wait for stable storage; what only a live process
-            needs (pins) does not
+            needs does not
         :raises StoreFull, StoreUnusable: nothing was changed
         """
         connection = self.connection()
@@ -95,142 +91,191 @@ class ChunkIndex:
             if connection.in_transaction:
                 connection.execute('ROLLBACK')
             if isinstance(error, sqlite3.Error):
-                if getattr(error, 'sqlite_errorname', '') in _FULL:
-                    raise errors.StoreFull(
-                        f'{self._path}: disk full') from error
-                raise errors.StoreUnusable(f'{self._path}: {error}') from error
+                raise self._failure(error) from error
             raise
 
-    def _query(self, sql: str, arguments: Sequence = ()) -> list[tuple]:
+    def query(self, sql: str, arguments: Sequence = ()) -> list[tuple]:
         try:
             return self.connection().execute(sql, arguments).fetchall()
         except sqlite3.Error as error:
-            raise errors.StoreUnusable(f'{self._path}: {error}') from error
+            raise self._failure(error) from error
+
+    # -- scopes and packs -------------------------------------------------
+    def scope(self, project: str) -> int:
+        """Return the number of a project's scope, made if need be."""
+        known = self.query('SELECT id FROM scopes WHERE project = ?',
+                           (project,))
+        if not known:
+            with self.transaction() as connection:
+                connection.execute(
+                    'INSERT OR IGNORE INTO scopes (project) VALUES (?)',
+                    (project,))
+            return self.scope(project)
+        return known[0][0]
+
+    def project(self, scope: int) -> str:
+        found = self.query('SELECT project FROM scopes WHERE id = ?',
+                           (scope,))
+        return found[0][0] if found else ''
+
+    def pack_file(self, pack: int) -> str | None:
+        """Return the file name of a pack; numbers are never used twice."""
+        if pack not in self._files:
+            found = self.query('SELECT file FROM packs WHERE id = ?', (pack,))
+            if not found:
+                return None
+            self._files[pack] = found[0][0]
+        return self._files[pack]
+
+    def close(self) -> None:
+        """Close this thread's connection."""
+        if getattr(self._local, 'pid', None) == os.getpid():
+            self._local.connection.close()
+            self._local.pid = None
+
+    def packs(self) -> dict[int, str]:
+        return dict(self.query('SELECT id, file FROM packs'))
+
+    @staticmethod
+    def enter_pack(connection: sqlite3.Connection, file: str) -> int:
+        """Return a pack's number, given within the transaction if new."""
+        connection.execute('INSERT OR IGNORE INTO packs (file) VALUES (?)',
+                           (file,))
+        return connection.execute('SELECT id FROM packs WHERE file = ?',
+                                  (file,)).fetchone()[0]
 
     # -- chunks -----------------------------------------------------------
-    def places(self, names: Iterable[bytes]) -> dict[bytes, Place]:
-        """Return the places of those of the chunks that are here."""
-        names = list(names)
-        found = {}
-        for start in range(0, len(names), _NAMES_PER_QUERY):
-            part = names[start:start + _NAMES_PER_QUERY]
-            for name, *place in self._query(
+    def places(self, names: Iterable[bytes],
+               scopes: Sequence[int]) -> dict[bytes, Place]:
+        """Return the places of those of the chunks that some scopes have."""
+        found: dict[bytes, Place] = {}
+        if not scopes:
+            return found
+        for part in _parts(names):
+            for name, *place in self.query(
                     'SELECT name, pack, offset, stored, raw, codec FROM '
-                    f'chunks WHERE name IN ({",".join("?" * len(part))})',
-                    part):
+                    f'chunks WHERE name IN ({_marks(part)}) AND scope IN '
+                    f'({_marks(scopes)})', [*part, *scopes]):
                 found[name] = Place(*place)
         return found
 
-    def pin_present(self, session: str,
-                    names: Sequence[bytes]) -> set[bytes]:
-        """Pin those of the chunks that are here; return them.
+    def rely_on(self, epoch: int, scope: int,
+                names: Sequence[bytes]) -> set[bytes]:
+        """Return the chunks that are here for a scope, kept for a writer.
 
-        Look-up and pin are one transaction: a collector can't get between.
+        What all projects share is entered for the scope too.
+
+        :param epoch: in which the writer began
         """
         present: set[bytes] = set()
-        with self.transaction(durable=False) as connection:
-            for start in range(0, len(names), _NAMES_PER_QUERY):
-                part = names[start:start + _NAMES_PER_QUERY]
-                present.update(name for (name,) in connection.execute(
-                    'SELECT name FROM chunks WHERE name IN '
-                    f'({",".join("?" * len(part))})', part))
-            connection.executemany(
-                'INSERT OR IGNORE INTO pins VALUES (?, ?)',
-                [(session, name) for name in present])
+        for part in _parts(names):
+            rows = self._rows(self.query, part, scope)
+            # No collection takes a row that is as young as a live writer.
+            safe = {name for name, s, e in rows if s == scope and e >= epoch}
+            old = list({name for name, _, _ in rows} - safe)
+            present |= safe
+            if old:
+                present |= self._lift(epoch, scope, old)
         return present
 
-    def add(self, session: str, places: dict[bytes, Place]) -> None:
-        """Enter chunks whose bytes are on stable storage, pinned."""
-        with self.transaction() as connection:
-            # Two sessions may store one chunk: the first keeps its row, the
-            # other's bytes are dead weight until its pack is rewritten.
-            connection.executemany(
-                'INSERT OR IGNORE INTO chunks VALUES (?, ?, ?, ?, ?, ?)',
-                [(name, p.pack, p.offset, p.stored, p.raw, p.codec)
-                 for name, p in places.items()])
-            connection.executemany(
-                'INSERT OR IGNORE INTO pins VALUES (?, ?)',
-                [(session, name) for name in places])
+    @staticmethod
+    def _rows(query: Any, names: list[bytes],
+              scope: int) -> list[tuple[bytes, int, int]]:
+        return list(query(
+            'SELECT name, scope, epoch FROM chunks WHERE name IN '
+            f'({_marks(names)}) AND scope IN (?, {SHARED})',
+            [*names, scope]))
 
-    def forget(self, name: bytes, place: Place) -> None:
-        """Drop a corrupt chunk's row, unless it was replaced meanwhile."""
+    def _lift(self, epoch: int, scope: int, names: list[bytes]) -> set[bytes]:
+        # Looked up anew: a collection may have come between.
+        with self.transaction(durable=False) as connection:
+            rows = self._rows(connection.execute, names, scope)
+            own = {name for name, s, _ in rows if s == scope}
+            connection.executemany(
+                'UPDATE chunks SET epoch = ?1 WHERE name = ?2 AND scope = ?3 '
+                'AND epoch < ?1', [(epoch, name, scope) for name in own])
+            shared = {name for name, _, _ in rows} - own
+            connection.executemany(
+                'INSERT INTO chunks SELECT name, ?, pack, offset, stored, '
+                f'raw, codec, ? FROM chunks WHERE name = ? AND scope = '
+                f'{SHARED}', [(scope, epoch, name) for name in shared])
+            return own | shared
+
+    def enter(self, epoch: int, scope: int, source: int,
+              names: Sequence[bytes]) -> None:
+        """Enter what one scope has for another one too, for a writer."""
+        for part in _parts(names):
+            with self.transaction(durable=False) as connection:
+                connection.executemany(
+                    'INSERT INTO chunks SELECT name, ?1, pack, offset, '
+                    'stored, raw, codec, ?2 FROM chunks WHERE name = ?3 AND '
+                    'scope = ?4 ON CONFLICT (name, scope) DO UPDATE SET '
+                    'epoch = max(epoch, excluded.epoch)',
+                    [(scope, epoch, name, source) for name in part])
+
+    def add(self, epoch: int, scope: int, file: str,
+            entries: Iterable[Entry]) -> None:
+        """Enter chunks whose bytes are on stable storage in a pack."""
         with self.transaction() as connection:
-            connection.execute(
+            pack = self.enter_pack(connection, file)
+            # Two writers may store one chunk: the first keeps its row, the
+            # other's bytes are dead weight until its pack is rewritten. In
+            # the order of the names, which the tree's pages like.
+            connection.executemany(
+                'INSERT INTO chunks VALUES (?, ?, ?, ?, ?, ?, ?, ?) '
+                'ON CONFLICT (name, scope) DO UPDATE SET '
+                'epoch = max(epoch, excluded.epoch)',
+                sorted((e.name, scope, pack, e.offset, e.stored, e.raw,
+                        e.codec, epoch) for e in entries))
+
+    def forget(self, name: bytes, place: Place, why: str) -> bool:
+        """Set a corrupt chunk aside, unless it was replaced meanwhile."""
+        with self.transaction() as connection:
+            gone = connection.execute(
                 'DELETE FROM chunks WHERE name = ? AND pack = ? AND '
-                'offset = ?', (name, place.pack, place.offset))
+                'offset = ?', (name, place.pack, place.offset)).rowcount
+            if gone:
+                connection.execute(
+                    'INSERT OR IGNORE INTO damaged VALUES (?, ?, ?, ?, ?)',
+                    (name, place.pack, place.offset, why, int(time.time())))
+            return bool(gone)
 
     # -- sessions ---------------------------------------------------------
-    def begin(self, session: str) -> None:
+    def begin(self, session: str) -> int:
+        """Enter a writer; return the epoch in which it begins."""
         with self.transaction(durable=False) as connection:
-            connection.execute('INSERT INTO sessions VALUES (?, 0)',
-                               (session,))
+            epoch = self.epoch(connection)
+            connection.execute('INSERT INTO sessions VALUES (?, ?)',
+                               (session, epoch))
+            return epoch
 
-    def finish(self, session: str,
-               ref: tuple[str, bytes, str] | None) -> None:
-        """Mark a session done and enter its reference, in one step."""
-        with self.transaction() as connection:
-            connection.execute('UPDATE sessions SET done = 1 WHERE id = ?',
-                               (session,))
-            if ref is not None:
-                connection.execute('INSERT OR IGNORE INTO refs VALUES '
-                                   '(?, ?, ?)', ref)
-
-    def abandon(self, session: str, packs: Iterable[str]) -> list[str]:
-        """Drop a session's pins; return its packs that no row points into.
-
-        Rows that it entered stay: someone may refer to them by now. The next
-        collection knows.
-        """
-        with self.transaction() as connection:
-            connection.execute('DELETE FROM pins WHERE session = ?',
-                               (session,))
+    def end(self, session: str) -> None:
+        with self.transaction(durable=False) as connection:
             connection.execute('DELETE FROM sessions WHERE id = ?',
                                (session,))
-            return [pack for pack in packs if connection.execute(
-                'SELECT 1 FROM chunks WHERE pack = ? LIMIT 1',
-                (pack,)).fetchone() is None]
 
-    # -- references -------------------------------------------------------
-    def keep_copy(self, image: str, manifest: bytes) -> None:
-        """Enter the reference of a copy, unless there is any reference."""
-        if self.has_ref(image, manifest):
-            return
-        with self.transaction() as connection:
-            connection.execute(
-                'INSERT OR IGNORE INTO refs VALUES (?, ?, ?)',
-                (image, manifest, COPY))
-
-    def drop_ref(self, image: str, manifest: bytes, nonce: str) -> None:
-        with self.transaction() as connection:
-            for table in ('refs', 'checks'):
-                connection.execute(
-                    f'DELETE FROM {table} WHERE image = ? '  # noqa: S608
-                    'AND manifest = ? AND nonce = ?',
-                    (image, manifest, nonce))
-
-    def refs(self, image: str | None = None,
-             ) -> list[tuple[str, bytes, str]]:
-        """Return (image, manifest, nonce), of one image or of all."""
-        return self._query(
-            'SELECT image, manifest, nonce FROM refs '
-            'WHERE ?1 IS NULL OR image = ?1', (image,))
-
-    def has_ref(self, image: str, manifest: bytes) -> bool:
-        return bool(self._query(
-            'SELECT 1 FROM refs WHERE image = ? AND manifest = ? LIMIT 1',
-            (image, manifest)))
-
-    def queue_check(self, image: str, manifest: bytes, nonce: str) -> None:
-        with self.transaction() as connection:
-            connection.execute(
-                'INSERT OR IGNORE INTO checks VALUES (?, ?, ?)',
-                (image, manifest, nonce))
-
-    def checks(self) -> list[tuple[str, bytes, str]]:
-        return self._query('SELECT image, manifest, nonce FROM checks')
+    @staticmethod
+    def epoch(connection: sqlite3.Connection) -> int:
+        return connection.execute(
+            "SELECT value FROM meta WHERE key = 'epoch'").fetchone()[0]
 
     # -- statistics -------------------------------------------------------
     def totals(self) -> tuple[int, int, int]:
-        """Return (chunks, raw bytes, stored bytes)."""
-        return self._query('SELECT count(*), coalesce(sum(raw), 0), '
-                           'coalesce(sum(stored), 0) FROM chunks')[0]
+        """Return (chunks, raw bytes, stored bytes); reads the whole table.
+
+        What several scopes share is counted once.
+        """
+        return self.query(
+            'SELECT count(*), coalesce(sum(raw), 0), coalesce(sum(stored), '
+            '0) FROM (SELECT DISTINCT name, pack, offset, raw, stored '
+            'FROM chunks)')[0]
+
+    def note(self, key: str, value: Any) -> None:
+        """Keep something small, durably."""
+        with self.transaction() as connection:
+            connection.execute('INSERT OR REPLACE INTO meta VALUES (?, ?)',
+                               (key, json.dumps(value)))
+
+    def noted(self, key: str) -> Any:
+        found = self.query('SELECT value FROM meta WHERE key = ?', (key,))
+        return json.loads(found[0][0]) if found else None

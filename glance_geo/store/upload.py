@@ -1,26 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writing an image: a stream becomes chunks, a manifest and a reference.
 
-Four things run beside each other (the libraries release the GIL): md5, the
-multihash, chunking with its hashes, and compression. Memory is bounded by the
-blocks in flight.
+These run beside each other (the libraries release the GIL), a few blocks
+apart: md5, the multihash, splitting with the chunks' hashes and look-ups,
+compression, and writing. Memory is bounded by the blocks in flight.
 """
 
 import dataclasses
 import hashlib
 from collections import deque
 from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
 from glance_geo.core import errors
-from glance_geo.core.chunker import Chunker, Hole
+from glance_geo.core.chunker import Chunker, Data, Hole
 from glance_geo.core.manifest import Extent, ManifestBuilder, extent_of
 from glance_geo.store import packs
 from glance_geo.store.chunkstore import ChunkStore, WriteSession
 
 BLOCK = 2 * 1024 * 1024
-_BLOCKS_IN_FLIGHT = 3
+_BLOCKS_IN_FLIGHT = 5
+_COMPRESS = 32
+_CLAIMS = 200_000
 
 
 class Readable(Protocol):
@@ -50,7 +52,7 @@ def _blocks(source: Readable) -> Iterable[bytes]:
     parts: list[bytes] = []
     length = 0
     while True:
-        data = source.read(min(BLOCK - length, 256 * 1024))
+        data = source.read(BLOCK - length)
         if data:
             parts.append(data)
             length += len(data)
@@ -61,63 +63,95 @@ def _blocks(source: Readable) -> Iterable[bytes]:
             return
 
 
+@dataclasses.dataclass
+class _Split:
+    """A block's extents, and its new chunks on their way."""
+
+    extents: list[Extent]
+    names: list[bytes]
+    raw: list[int]
+    compressed: list[Future]
+
+
 class _Splitter:
     """Chunks blocks, stores what is new, builds the manifest."""
 
-    def __init__(self, session: WriteSession, compressors: ThreadPoolExecutor):
+    def __init__(self, session: WriteSession, compressors: Executor):
         self._session = session
         self._compressors = compressors
         self._chunker = Chunker()
         self._builder = ManifestBuilder()
+        self._claimed: set[bytes] = set()
 
-    def block(self, data: bytes) -> None:
-        self._take(list(self._chunker.feed(data)))
+    def split(self, data: bytes | None) -> _Split:
+        """Split a block, or what is left at the end; compress what is new.
+        """
+        pieces = list(self._chunker.finish() if data is None
+                      else self._chunker.feed(data))
+        extents = [extent_of(piece) for piece in pieces]
+        # What an earlier block of this image brings is on its way already.
+        wanted = set(self._session.unknown(
+            [e.name for e in extents if e.name
+             and e.name not in self._claimed]))
+        if len(self._claimed) > _CLAIMS:
+            self._claimed.clear()
+        self._claimed |= wanted
+        names: list[bytes] = []
+        new: list[Data] = []
+        for extent, piece in zip(extents, pieces, strict=True):
+            if extent.name in wanted:
+                assert extent.name is not None and not isinstance(piece, Hole)
+                wanted.discard(extent.name)
+                names.append(extent.name)
+                new.append(piece)
+        return _Split(extents, names, [len(piece) for piece in new], [
+            self._compressors.submit(packs.compress_all,
+                                     new[start:start + _COMPRESS])
+            for start in range(0, len(new), _COMPRESS)])
+
+    def store(self, split: Future) -> None:
+        """Write a block's new chunks in order; go on with the manifest."""
+        found: _Split = split.result()
+        done = (item for future in found.compressed
+                for item in future.result())
+        for name, raw, (codec, stored) in zip(found.names, found.raw, done,
+                                              strict=True):
+            self._session.put(name, codec, stored, raw)
+        for extent in found.extents:
+            for segment in self._builder.add(extent):
+                self._session.put_blob(segment)
 
     def finish(self) -> bytes:
-        self._take(list(self._chunker.finish()))
         for segment in self._builder.finish():
             self._session.put_blob(segment)
         return self._session.put_blob(self._builder.root())
 
-    def _take(self, pieces: list[Hole | bytes]) -> None:
-        extents = [extent_of(piece) for piece in pieces]
-        wanted = set(self._session.unknown(
-            [extent.name for extent in extents if extent.name]))
-        new: list[tuple[Extent, Future]] = []
-        for extent, piece in zip(extents, pieces, strict=True):
-            if extent.name in wanted:
-                assert not isinstance(piece, Hole)
-                wanted.discard(extent.name)
-                new.append((extent, self._compressors.submit(
-                    packs.compress, piece)))
-        for extent, future in new:
-            codec, stored = future.result()
-            assert extent.name is not None
-            self._session.put(extent.name, codec, stored, extent.length)
-        for extent in extents:
-            for segment in self._builder.add(extent):
-                self._session.put_blob(segment)
-
 
 def upload(store: ChunkStore, image: str, nonce: str, source: Readable,
-           size: int, hashing_algo: str, verifier: Any = None) -> Uploaded:
+           size: int, hashing_algo: str, verifier: Any = None,
+           project: str = '') -> Uploaded:
     """Store an image's bytes; durable when this returns.
 
     :param size: bytes announced; 0: unknown
     :param verifier: gets every block (Glance's signature check)
+    :param project: whose chunks it may share; '' for what all share
     :raises SizeMismatch: nothing is kept
     :raises StoreFull: nothing is kept
     """
     md5 = hashlib.md5(usedforsecurity=False)
     multihash = hashlib.new(hashing_algo)
-    session = store.session()
+    session = store.session(project)
     total = 0
     in_flight: deque[list[Future]] = deque()
     try:
         with (ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as two,
-              ThreadPoolExecutor(1) as three,
+              ThreadPoolExecutor(1) as splits, ThreadPoolExecutor(1) as writes,
               ThreadPoolExecutor(2) as compressors):
             splitter = _Splitter(session, compressors)
+
+            def take(block: bytes | None) -> list[Future]:
+                split = splits.submit(splitter.split, block)
+                return [split, writes.submit(splitter.store, split)]
             for block in _blocks(source):
                 total += len(block)
                 if size and total > size:
@@ -126,13 +160,13 @@ def upload(store: ChunkStore, image: str, nonce: str, source: Readable,
                         f'{size} bytes announced')
                 in_flight.append([
                     one.submit(md5.update, block),
-                    two.submit(multihash.update, block),
-                    three.submit(splitter.block, block)])
+                    two.submit(multihash.update, block), *take(block)])
                 if verifier is not None:
                     verifier.update(block)
                 while len(in_flight) >= _BLOCKS_IN_FLIGHT:
                     for future in in_flight.popleft():
                         future.result()
+            in_flight.append(take(None))
             for futures in in_flight:
                 for future in futures:
                     future.result()
@@ -140,7 +174,7 @@ def upload(store: ChunkStore, image: str, nonce: str, source: Readable,
                 raise SizeMismatch(
                     f'image {image}: body has {total} bytes, {size} were '
                     f'announced')
-            root = three.submit(splitter.finish).result()
+            root = splitter.finish()
         session.commit((image, root, nonce))
     except BaseException:
         session.abort()
