@@ -164,7 +164,8 @@ class _Counted:
                 whole = not view.missing(s.name for s in root.segments)
             except (errors.ChunkMissing, errors.ManifestInvalid):
                 whole = False
-            if not whole and ref.nonce != COPY:
+            if not whole and ref.nonce != COPY and ref in store.refs.all(
+                    ref.image):     # and not deleted meanwhile
                 LOG.error('Chunk store %s: the manifest of image %s is '
                           'damaged; nothing is collected until "glance-geo '
                           'store check --repair" has fetched it, or the '
@@ -274,11 +275,11 @@ def _delete(store: ChunkStore, before: int, dead: list[tuple],
     if not dead:
         return
     with store.index.transaction(durable=False) as connection:
-        for row in dead:
-            name, scope, pack, offset, stored = row[:5]
-            connection.execute(
-                'DELETE FROM chunks WHERE name = ? AND scope = ? AND '
-                'epoch < ?', (name, scope, before))
+        connection.executemany(
+            'DELETE FROM chunks WHERE name = ? AND scope = ? AND epoch < ?',
+            [(name, scope, before) for name, scope, *_ in dead])
+        for name, pack, offset, stored in {
+                (row[0], *row[2:5]) for row in dead}:
             # A writer may have come to rely on it since it was read.
             rest = connection.execute(
                 'SELECT 1 FROM chunks WHERE name = ? AND pack = ? AND '
@@ -293,14 +294,15 @@ def _delete(store: ChunkStore, before: int, dead: list[tuple],
 def _remove_packs(store: ChunkStore, start: _Start, counted: _Counted,
                   result: Collected) -> None:
     numbers = {file: pack for pack, file in store.index.packs().items()}
-    gone = []
     for path in start.unlocked:
         pack = numbers.get(path.stem)
         if pack is None or not counted.live.get(pack):
             store.remove_pack(path.stem)
             result.packs += 1
-            if pack is not None:
-                gone.append(pack)
+    # Those too whose file an earlier collection had removed when it died.
+    gone = [pack for file, pack in numbers.items()
+            if not counted.live.get(pack)
+            and not (store.folder.packs / f'{file}.pack').exists()]
     forget_packs(store, gone)
 
 

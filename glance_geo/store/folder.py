@@ -46,6 +46,15 @@ def disk_errors(what: str) -> Iterator[None]:
         raise errors.StoreUnusable(f'{what}: {error.strerror}') from error
 
 
+def sync_folder(path: Path) -> None:
+    """Return when the names in a folder are on stable storage."""
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
 class StoreFolder:
     """Paths in the folder, which is made if need be.
 
@@ -74,8 +83,12 @@ class StoreFolder:
 
     def _put(self, name: str, text: str) -> None:
         temporary = self.path / f'{name}.{os.getpid()}'
-        temporary.write_text(text)
+        with open(temporary, 'w') as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(self.path / name)
+        sync_folder(self.path)
 
     def _check_format(self) -> None:
         marker = self.path / 'format'

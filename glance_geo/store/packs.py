@@ -23,6 +23,7 @@ import zstandard
 from glance_geo.core import errors
 from glance_geo.core.chunker import Data
 from glance_geo.core.manifest import name_of
+from glance_geo.store.folder import sync_folder
 
 MAGIC = b'GGPACK2\n'
 MAGIC_1 = b'GGPACK1\n'
@@ -156,15 +157,6 @@ def locked_file(path: Path, buffering: int = -1) -> IO[bytes]:
         except FileNotFoundError:
             # A collector took it for a dead writer's before it was locked.
             file.close()
-
-
-def sync_folder(path: Path) -> None:
-    """Return when the names in a folder are on stable storage."""
-    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 class PackWriter:

@@ -22,6 +22,7 @@ from glance_geo.store import packs, references
 from glance_geo.store.check import Progress, _quiet
 from glance_geo.store.chunkstore import ChunkStore
 from glance_geo.store.collect import alone
+from glance_geo.store.folder import sync_folder
 from glance_geo.store.packs import Entry
 from glance_geo.store.references import COPY
 
@@ -114,7 +115,7 @@ def _swap(folder: Path) -> None:
             old.rename(folder / f'{kept}{suffix}')
     (folder / _NEW).rename(index)
     _remove(folder / _NEW)
-    packs.sync_folder(folder)
+    sync_folder(folder)
 
 
 def _scan(store: ChunkStore, result: Rebuilt, progress: Progress,
