@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from glance_geo.core import errors
 from glance_geo.store import packs
 from glance_geo.store.collect import alone, forget_packs, unlocked_packs
+from glance_geo.store.folder import RESERVE
 from glance_geo.store.packs import Entry, PackWriter, Place
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ _SMALL = packs.PACK_MAXIMUM // 8
 _SMALL_PACKS = 8
 _BATCH = 128
 _ROWS = 2000
+# Compaction frees space, so it may take from the reserve, but for this.
+_ROOM = 8 * 1024 * 1024
 
 
 @dataclasses.dataclass
@@ -154,7 +157,6 @@ class _Rewriter:
                     entry.codec), str(error))
                 continue
             if self._writer is None:
-                self._store.check_reserve()
                 self._writer = PackWriter(self._store.folder.packs)
             moved.append((entry, self._writer.append(
                 entry.name, entry.kind, entry.codec, stored, entry.raw)))
@@ -206,6 +208,11 @@ def compact(store: ChunkStore, rate: float,
         try:
             for pack, live, path in _candidates(store):
                 size = path.stat().st_size
+                if live + _ROOM > store.folder.free() + RESERVE:
+                    LOG.warning('Chunk store %s: no room to rewrite a pack '
+                                'of which %d bytes are alive', store.path,
+                                live)
+                    continue
                 if stopped() or not rewriter.pack(pack, path, live,
                                                       stopped):
                     continue

@@ -10,7 +10,7 @@ can still become an HTTP status.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from glance_geo.core import errors, manifest
@@ -28,7 +28,7 @@ class NoSource:
     """The source of a node without an agent: what is missing stays so."""
 
     def ensure(self, image_id: str, manifest: bytes,
-               names: list[bytes]) -> None:
+               names: Sequence[bytes]) -> None:
         raise errors.BitsUnavailable(
             f'image {image_id}: {len(names)} chunks are not at this node '
             f'and no agent is configured to fetch them')

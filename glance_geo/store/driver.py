@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,9 +24,11 @@ from oslo_config import cfg
 from glance_geo.conf import options
 from glance_geo.core import errors, location
 from glance_geo.core.location import GeoLocation
+from glance_geo.store import advice
 from glance_geo.store.chunkstore import ChunkStore
 from glance_geo.store.download import ImageReader, NoSource
-from glance_geo.store.upload import SizeMismatch, upload
+from glance_geo.store.schema import SHARED
+from glance_geo.store.upload import SizeMismatch, Uploaded, upload
 
 LOG = logging.getLogger(__name__)
 
@@ -165,9 +167,29 @@ class Store(driver.Store):
         LOG.info('Image %s: stored %d bytes as manifest %s; %d bytes were '
                  'new to this node', image_id, stored.size,
                  stored.manifest.hex()[:16], stored.new_bytes)
+        self._advise(image_id, stored)
         metadata = {'store': self.backend_group}
         return (issued.uri, stored.size, stored.checksum, stored.multihash,
                 metadata)
+
+    def _advise(self, image_id: str, stored: Uploaded) -> None:
+        """Log what could have been saved."""
+        chunks = self._chunks()
+        reader = ImageReader(chunks, image_id, stored.manifest, NoSource())
+        scopes = chunks.refs.scopes([image_id], stored.manifest)
+        facts = advice.Facts(stored.size, stored.data_bytes,
+                             stored.new_bytes)
+
+        def known(names: Sequence[bytes]) -> set[bytes]:
+            return set(chunks.index.places(names, [SHARED, *scopes]))
+        try:
+            text = advice.advise(facts, lambda start, length: b''.join(
+                reader.read(start, length)[0]), known)
+        except Exception:   # the upload is done, whatever its bytes are
+            LOG.debug('Image %s: no advice', image_id, exc_info=True)
+        else:
+            if text:
+                LOG.info('Image %s: %s', image_id, text)
 
     @capabilities.check
     def get(self, location: Any, offset: int = 0,

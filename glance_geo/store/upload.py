@@ -33,6 +33,7 @@ class Readable(Protocol):
 class Uploaded:
     """What an upload stored.
 
+    :ivar data_bytes: bytes of the image without holes
     :ivar new_bytes: stored bytes that were not here before
     """
 
@@ -41,6 +42,7 @@ class Uploaded:
     checksum: str
     multihash: str
     new_bytes: int
+    data_bytes: int = 0
 
 
 class SizeMismatch(errors.GeoError):
@@ -82,6 +84,7 @@ class _Splitter:
         self._chunker = Chunker()
         self._builder = ManifestBuilder()
         self._claimed: set[bytes] = set()
+        self.data_bytes = 0
 
     def split(self, data: bytes | None) -> _Split:
         """Split a block, or what is left at the end; compress what is new.
@@ -89,6 +92,7 @@ class _Splitter:
         pieces = list(self._chunker.finish() if data is None
                       else self._chunker.feed(data))
         extents = [extent_of(piece) for piece in pieces]
+        self.data_bytes += sum(e.length for e in extents if e.name)
         # What an earlier block of this image brings is on its way already.
         wanted = set(self._session.unknown(
             [e.name for e in extents if e.name
@@ -183,4 +187,4 @@ def upload(store: ChunkStore, image: str, nonce: str, source: Readable,
             store.collect()
         raise
     return Uploaded(root, total, md5.hexdigest(), multihash.hexdigest(),
-                    session.stored_bytes)
+                    session.stored_bytes, splitter.data_bytes)

@@ -45,6 +45,11 @@ def _tell(pipe, *words):
     os.write(pipe, (' '.join(map(str, words)) + '\n').encode())
 
 
+def _delete(store, pipe, image, manifest):
+    _tell(pipe, 'del', image)
+    store.refs.drop(image, manifest, '0' * 16)
+
+
 def write(folder, pipe, seed):
     store, rng = ChunkStore(folder), random.Random(seed)
     mine = []
@@ -56,6 +61,8 @@ def write(folder, pipe, seed):
             stored = upload.upload(store, image, '0' * 16, io.BytesIO(data),
                                    0, 'sha512', project=rng.choice(_PROJECTS))
         except errors.StoreFull:
+            if mine:
+                _delete(store, pipe, *mine.pop(rng.randrange(len(mine))))
             continue
         if stored.multihash != hashlib.sha512(data).hexdigest():
             _tell(pipe, 'bad', image, 'other hash')
@@ -63,10 +70,8 @@ def write(folder, pipe, seed):
         mine.append((image, stored.manifest))
         if rng.random() < 0.3:
             store.share(image, rng.choice(_PROJECTS))
-        if rng.random() < 0.5:
-            image, manifest = mine.pop(rng.randrange(len(mine)))
-            _tell(pipe, 'del', image)
-            store.refs.drop(image, manifest, '0' * 16)
+        if rng.random() < 0.7:
+            _delete(store, pipe, *mine.pop(rng.randrange(len(mine))))
 
 
 def read(folder, pipe, seed):

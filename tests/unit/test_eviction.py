@@ -19,7 +19,7 @@ from tests.unit.test_agents import (  # noqa: F401
 )
 
 
-def fetched(sites, **properties):
+def fetched(sites, **properties):  # noqa: F811
     """An image of paris, whole at rennes and nantes too, as copies."""
     paris, rennes, nantes = sites
     manifest = paris.create(data_of(1_500_000), **properties)

@@ -27,7 +27,81 @@ def main(argv=None):
     metadata.add_argument('--out', type=Path, metavar='DIR',
                           help='folder for the results as JSON, the table '
                                'and the plot')
+    store = which.add_parser(
+        'store', help='the geo store beside Glance\'s file store, borg, '
+                      'restic and desync')
+    store.add_argument('--quick', action='store_true',
+                       help='few rounds on an image of this machine\'s own '
+                            'files: under a minute')
+    store.add_argument('--images', type=Path, metavar='DIR',
+                       default=Path('.cache/images'),
+                       help='Debian images, made there with '
+                            'tools/make-images if need be (default: '
+                            '%(default)s)')
+    store.add_argument('--rounds', type=int, default=9,
+                       help='of each (default: %(default)s)')
+    store.add_argument('--no-http', action='store_true',
+                       help='without the rounds through glance-api')
+    store.add_argument('--seed', type=int, default=1)
+    table = which.add_parser(
+        'index', help='the chunk store\'s index at the size that an amount '
+                      'of images makes, with made-up chunks')
+    table.add_argument('--logical', default='1TiB', metavar='SIZE',
+                       help='such as 1TiB or 50GiB (default: %(default)s)')
+    for each in (store, table):
+        each.add_argument('-f', '--format', choices=('table', 'json'),
+                          default='table')
+        each.add_argument('--out', type=Path, metavar='DIR',
+                          help='folder for the results')
     options = parser.parse_args(argv)
+    return {'metadata': _metadata, 'store': _store, 'index': _index}[
+        options.which](options)
+
+
+def _tell(results, text, options, name):
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / f'{name}.json').write_text(
+            json.dumps(results, indent=1))
+        (options.out / f'{name}.txt').write_text(text + '\n')
+    print(json.dumps(results) if options.format == 'json' else text)
+    return 0
+
+
+def _progress(text):
+    if sys.stderr.isatty():
+        print(f'\r\x1b[Kbench: {text} ', end='', file=sys.stderr, flush=True)
+
+
+def _store(options):
+    from benchlib import store as bench
+    from benchlib import storereport
+    if options.quick:
+        options.rounds, options.no_http = min(options.rounds, 3), True
+    try:
+        results = bench.run(options.images, options.rounds, options.seed,
+                            options.quick, not options.no_http, _progress)
+    except bench.Unavailable as error:
+        print(f'bench: {error}', file=sys.stderr)
+        return 1
+    if options.out:
+        storereport.plot(results, options.out)
+    _progress('')
+    return _tell(results, storereport.table(results), options, 'store')
+
+
+def _index(options):
+    from benchlib import indexsize
+    try:
+        results = indexsize.run(indexsize.parse(options.logical), _progress)
+    except ValueError as error:
+        print(f'bench: --logical: {error}', file=sys.stderr)
+        return 1
+    _progress('')
+    return _tell(results, indexsize.table(results), options, 'index')
+
+
+def _metadata(options):
     from benchlib import metadata as bench
     from benchlib import report
     if options.quick:

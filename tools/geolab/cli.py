@@ -37,6 +37,9 @@ def _parser():
                          'delay=25ms,rate=100mbit,loss=0.1%% (needs root)')
     up.add_argument('--file-store', action='store_true',
                     help='a second store, "file", at every site')
+    up.add_argument('--convert', action='store_true',
+                    help='imported images are converted to raw (needs '
+                         'qemu-img)')
     up.add_argument('--option', action='append', default=[],
                     metavar='NAME=VALUE',
                     help='another line for [DEFAULT] in glance-api.conf')
@@ -76,6 +79,7 @@ def _run(arguments):
     if name == 'up':
         lab.up([s.strip() for s in arguments.sites.split(',') if s.strip()],
                arguments.metadata, arguments.wan, arguments.file_store,
+               arguments.convert,
                [o.replace('=', ' = ', 1) for o in arguments.option])
         for site, its in lab.sites.items():
             print(f'{site:12} openstack --os-auth-type none --os-endpoint '

@@ -88,7 +88,7 @@ class Lab:
 
     # -- up ---------------------------------------------------------------
     def up(self, names, metadata='sqlite', wan=None, file_store=False,
-           extra=()):
+           convert=False, extra=()):
         if metadata not in _METADATA and '://' not in metadata:
             raise LabError(f'--metadata {metadata}: use '
                            f'{", ".join(_METADATA)}, or the URL of an engine '
@@ -112,7 +112,7 @@ class Lab:
                     site['listen'], site['peers'],
                     _METADATA.get(metadata, metadata).format(
                         folder=self.folder / name, port=site['redis_port']),
-                    file_store, extra)
+                    file_store, convert, extra)
             self.links.start()
             for name, site in plan['sites'].items():
                 if metadata == 'redis':

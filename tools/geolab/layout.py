@@ -51,6 +51,15 @@ config_file = {folder}/etc/glance-api-paste.ini
 """
 
 
+_CONVERT = """
+[image_import_opts]
+image_import_plugins = [image_conversion]
+
+[image_conversion]
+output_format = raw
+"""
+
+
 def shipped_paste():
     """Return the path of the paste file that Glance ships."""
     import glance
@@ -77,10 +86,11 @@ def _write_paste(path):
 
 
 def write_site(folder, site, endpoint, listen, peers, metadata, file_store,
-               extra):
+               convert, extra):
     """Write a site's configuration.
 
     :param peers: {site: (host, port)}
+    :param convert: imported images become raw
     :param extra: more lines for ``[DEFAULT]``
     """
     for name in ('etc', 'run', 'log', 'staging', 'tasks'):
@@ -91,7 +101,7 @@ def write_site(folder, site, endpoint, listen, peers, metadata, file_store,
         metadata=metadata, extra='\n'.join(extra),
         more_backends=',file:file' if file_store else '',
         more_stores=(f'\n[file]\nfilesystem_store_datadir = {folder}/files\n'
-                     if file_store else ''),
+                     if file_store else '') + (_CONVERT if convert else ''),
         peers=','.join(f'{name}@{host}:{port}'
                        for name, (host, port) in peers.items())))
     _write_paste(folder / 'etc' / 'glance-api-paste.ini')
