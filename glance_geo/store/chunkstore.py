@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import fcntl
 import os
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from glance_geo.core import chunker, errors
 from glance_geo.core.chunker import Data
-from glance_geo.core.manifest import name_of
+from glance_geo.core.manifest import Extent, name_of
 from glance_geo.store import collect, compact, packs
 from glance_geo.store.folder import RESERVE, StoreFolder, disk_errors
 from glance_geo.store.index import ChunkIndex
@@ -27,6 +29,32 @@ from glance_geo.store.references import (
 )
 from glance_geo.store.session import WriteSession
 from glance_geo.store.view import ChunkView
+
+# Segments kept parsed for readers of ranges: 10 MB at most.
+_PARSED_SEGMENTS = 16
+
+Value = TypeVar('Value')
+
+
+class Recent(Generic[Value]):
+    """Keeps what was used last. Safe for several threads."""
+
+    def __init__(self, keep: int):
+        self._keep = keep
+        self._lock = threading.Lock()
+        self._values: OrderedDict[bytes, Value] = OrderedDict()
+
+    def get(self, name: bytes) -> Value | None:
+        with self._lock:
+            if name in self._values:
+                self._values.move_to_end(name)
+            return self._values.get(name)
+
+    def put(self, name: bytes, value: Value) -> None:
+        with self._lock:
+            self._values[name] = value
+            if len(self._values) > self._keep:
+                self._values.popitem(last=False)
 
 
 class ChunkStore:
@@ -50,6 +78,8 @@ class ChunkStore:
         self.index = ChunkIndex(self.path / index)
         self.folder.upgraded()
         self.refs = References(self.index)
+        self.parsed: Recent[tuple[list[Extent], list[int]]] = Recent(
+            _PARSED_SEGMENTS)
 
     def close(self) -> None:
         self.index.close()

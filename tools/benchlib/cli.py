@@ -34,7 +34,7 @@ def main(argv=None):
                        help='few rounds on an image of this machine\'s own '
                             'files: under a minute')
     store.add_argument('--images', type=Path, metavar='DIR',
-                       default=Path('.cache/images'),
+                       default=Path('.cache/bench-images'),
                        help='Debian images, made there with '
                             'tools/make-images if need be (default: '
                             '%(default)s)')

@@ -14,6 +14,9 @@ _ZEROS = bytes(_BLOCK)
 _TOOLS = Path(__file__).resolve().parents[1]
 _NAMES = ('minimal', 'python', 'web', 'web-updated')
 _COMPRESSED = 'python-qcow2-compressed'
+# MiB free in each, so that a quarter of an image is not zero: as in the cloud
+# images that distributions publish.
+_FREE = 448
 
 
 class Unavailable(Exception):
@@ -56,7 +59,7 @@ def debian(folder, work, seed):
     """
     done = subprocess.run(
         [sys.executable, str(_TOOLS / 'make-images'), '--dir', str(folder),
-         *_NAMES, _COMPRESSED], capture_output=True, text=True)
+         '--extra', str(_FREE), *_NAMES, _COMPRESSED], capture_output=True, text=True)
     if done.returncode:
         raise Unavailable(done.stderr.strip().splitlines()[-1])
     found = {name: folder / f'{name}.raw' for name in _NAMES}
