@@ -130,7 +130,7 @@ class StoreCheck(lister.Lister):
         found = []
         for problem in check.check(store, share, seed, _Bars()):
             done = 'found'
-            if parsed_args.repair and problem.missing:
+            if parsed_args.repair and problem.manifest:
                 done = self._repair(conf, store, problem)
             found.append((problem.kind, problem.what, problem.text, done))
         left = [row for row in found if row[0] == 'image'
@@ -147,24 +147,25 @@ class StoreCheck(lister.Lister):
     def _repair(conf, store, problem):
         """Fetch what an image lacks; say how it went."""
         agent = assembly.local_agent(conf)
-        manifest, _ = problem.missing
-        view = store.view([problem.what], manifest)
+        view = store.view([problem.what], problem.manifest)
         bars = _Bars()
         try:
-            while True:
-                # A part that comes says which chunks are missing.
-                names, whole = view.parts()
-                if not whole:
-                    agent.ensure(problem.what, manifest, view.missing(
-                        [manifest]) or view.missing(
-                            r.name for r in view.manifest().segments))
-                    continue
-                missing = view.missing(sorted(names))
-                for start in range(0, len(missing), _BATCH):
-                    bars(f'image {problem.what}', start, len(missing))
-                    agent.ensure(problem.what, manifest,
-                                 missing[start:start + _BATCH])
-                return 'repaired'
+            everything, place = False, 0
+            while not everything:
+                # What comes may be a part that says what else is missing.
+                everything, fetched = True, 0
+                for names, whole in view.walk():
+                    everything &= whole
+                    missing = view.missing(names)
+                    for start in range(0, len(missing), _BATCH):
+                        agent.ensure(problem.what, problem.manifest,
+                                     missing[start:start + _BATCH])
+                        place += len(missing[start:start + _BATCH])
+                        bars(f'image {problem.what}', place, place + 1)
+                    fetched += len(missing)
+                if not everything and not fetched:
+                    return 'not repaired: its manifest is malformed'
+            return 'repaired'
         except errors.GeoError as error:
             return f'not repaired: {error}'
 

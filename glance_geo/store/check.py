@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,13 +33,13 @@ class Problem:
 
     :ivar kind: ``index``, ``pack``, ``chunk`` or ``image``
     :ivar what: the pack's file, the chunk's name or the image's id
-    :ivar missing: of an image: (manifest, chunks to fetch)
+    :ivar manifest: of an image
     """
 
     kind: str
     what: str
     text: str
-    missing: tuple[bytes, tuple[bytes, ...]] | None = None
+    manifest: bytes | None = None
 
 
 def _quiet(what: str, done: int, total: int) -> None:
@@ -153,24 +152,26 @@ def _images(store: ChunkStore, progress: Progress) -> Iterator[Problem]:
     refs = store.refs.all()
     damaged = {name for (name,) in store.index.query(
         'SELECT name FROM damaged')}
-    lacking: dict[tuple[str, bytes], tuple[bytes, ...]] = defaultdict(tuple)
+    seen = set()
     for done, ref in enumerate(refs):
         progress('images', done, len(refs))
-        view = store.view([ref.image], ref.manifest)
-        try:
-            names, whole = view.parts()
-        except errors.GeoError as error:
-            yield Problem('image', ref.image, str(error))
+        key = (ref.image, ref.manifest)
+        if key in seen:
             continue
-        missing = view.missing(sorted(names))
+        seen.add(key)
+        view = store.view([ref.image], ref.manifest)
+        missing: list[bytes] = []
+        total, everything = 0, True
+        for names, whole in view.walk():
+            total += len(names)
+            missing += view.missing(names)
+            everything &= whole
         # A copy may be in part here: that is no damage.
         if ref.nonce == COPY and not damaged & set(missing):
             continue
-        if (missing or not whole) and (ref.image, ref.manifest) not in lacking:
-            lacking[ref.image, ref.manifest] = tuple(missing)
+        if missing or not everything:
             yield Problem(
                 'image', ref.image,
-                f'{len(missing)} of {len(names)} chunks are missing'
-                if whole else 'its manifest is damaged',
-                (ref.manifest, tuple(missing)))
+                f'{len(missing)} of {total} chunks are missing'
+                if everything else 'its manifest is damaged', ref.manifest)
     progress('images', len(refs), len(refs))

@@ -139,13 +139,13 @@ class ChunkStore:
                 self._move(ref, project)
 
     def _move(self, ref: Reference, project: str) -> None:
-        names, _ = self.view([ref.image], ref.manifest).parts()
-        names.add(name_of(blob(ref.image, ref.manifest, ref.nonce, project)))
         session = WriteSession(self, project)
         try:
-            here = self.index.places(names, [ref.scope])
-            self.index.enter(session.epoch, session.scope, ref.scope,
-                             sorted(here))
+            own = name_of(blob(ref.image, ref.manifest, ref.nonce, project))
+            for names in ([own], *(names for names, _ in self.view(
+                    [ref.image], ref.manifest).walk())):
+                self.index.enter(session.epoch, session.scope, ref.scope,
+                                 names)
             session.commit((ref.image, ref.manifest, ref.nonce))
         except BaseException:
             session.abort()

@@ -217,8 +217,8 @@ def _mark(store: ChunkStore, start: _Start, low: bytes, high: bytes,
         key = (ref.manifest, ref.scope, into is kept)
         if key not in done:
             done.add(key)
-            names, _ = store.view([ref.image], ref.manifest).parts()
-            into[ref.scope].update(n for n in names if low <= n < high)
+            for names, _ in store.view([ref.image], ref.manifest).walk():
+                into[ref.scope].update(n for n in names if low <= n < high)
     return kept, spare
 
 

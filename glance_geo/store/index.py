@@ -38,28 +38,54 @@ def _parts(names: Iterable[bytes]) -> Iterator[list[bytes]]:
 
 
 class ChunkIndex:
-    """One connection per thread and process."""
+    """Keeps idle connections: reading an image takes several threads."""
 
     def __init__(self, path: Path):
         self._path = path
-        self._local = threading.local()
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+        self._idle: list[sqlite3.Connection] = []
+        self._inherited: list[sqlite3.Connection] = []
         self._files: dict[int, str] = {}
         with self.transaction() as connection:
             self.upgraded = schema.prepare(connection, path)
 
-    def connection(self) -> sqlite3.Connection:
-        if getattr(self._local, 'pid', None) != os.getpid():
-            try:
-                made = sqlite3.connect(self._path, timeout=60.0,
-                                       isolation_level=None)
-                made.execute('PRAGMA journal_mode=WAL')
-                made.execute(f'PRAGMA journal_size_limit={_WAL_KEPT}')
-                made.execute('PRAGMA synchronous=FULL')
-            except sqlite3.Error as error:
-                raise self._failure(error) from error
-            self._local.connection = made
-            self._local.pid = os.getpid()
-        return self._local.connection
+    def _connect(self) -> sqlite3.Connection:
+        made = sqlite3.connect(self._path, timeout=60.0, isolation_level=None,
+                               check_same_thread=False)
+        made.execute('PRAGMA journal_mode=WAL')
+        made.execute(f'PRAGMA journal_size_limit={_WAL_KEPT}')
+        made.execute('PRAGMA synchronous=FULL')
+        return made
+
+    @contextmanager
+    def _borrowed(self) -> Iterator[sqlite3.Connection]:
+        """Lend a connection, to one thread at a time.
+
+        :raises StoreFull, StoreUnusable: for what SQLite raises
+        """
+        with self._lock:
+            if self._pid != os.getpid():
+                # Of the process that forked this one: not to be used, nor
+                # closed, here.
+                self._inherited += self._idle
+                self._idle, self._pid = [], os.getpid()
+            connection = self._idle.pop() if self._idle else None
+        try:
+            if connection is None:
+                connection = self._connect()
+            yield connection
+        except sqlite3.Error as error:
+            raise self._failure(error) from error
+        finally:
+            if connection is not None:
+                with self._lock:
+                    self._idle.append(connection)
+
+    def close(self) -> None:
+        with self._lock:
+            while self._idle:
+                self._idle.pop().close()
 
     def _failure(self, error: sqlite3.Error) -> errors.GeoError:
         name = getattr(error, 'sqlite_errorname', '')
@@ -80,25 +106,22 @@ class ChunkIndex:
             needs does not
         :raises StoreFull, StoreUnusable: nothing was changed
         """
-        connection = self.connection()
-        try:
-            connection.execute(
-                f'PRAGMA synchronous={"FULL" if durable else "NORMAL"}')
-            connection.execute('BEGIN IMMEDIATE')
-            yield connection
-            connection.execute('COMMIT')
-        except BaseException as error:
-            if connection.in_transaction:
-                connection.execute('ROLLBACK')
-            if isinstance(error, sqlite3.Error):
-                raise self._failure(error) from error
-            raise
+        with self._borrowed() as connection:
+            try:
+                connection.execute(
+                    f'PRAGMA synchronous={"FULL" if durable else "NORMAL"}')
+                connection.execute('BEGIN IMMEDIATE')
+                yield connection
+                connection.execute('COMMIT')
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute('ROLLBACK')
+                raise
 
     def query(self, sql: str, arguments: Sequence = ()) -> list[tuple]:
-        try:
-            return self.connection().execute(sql, arguments).fetchall()
-        except sqlite3.Error as error:
-            raise self._failure(error) from error
+        """Return the rows of a statement that changes nothing."""
+        with self._borrowed() as connection:
+            return connection.execute(sql, arguments).fetchall()
 
     # -- scopes and packs -------------------------------------------------
     def scope(self, project: str) -> int:
@@ -126,12 +149,6 @@ class ChunkIndex:
                 return None
             self._files[pack] = found[0][0]
         return self._files[pack]
-
-    def close(self) -> None:
-        """Close this thread's connection."""
-        if getattr(self._local, 'pid', None) == os.getpid():
-            self._local.connection.close()
-            self._local.pid = None
 
     def packs(self) -> dict[int, str]:
         return dict(self.query('SELECT id, file FROM packs'))

@@ -82,7 +82,7 @@ def rebuild(path: str | os.PathLike[str], owner: str,
             refs[item.image, item.manifest, item.nonce] = (item.project,
                                                            True)
         _enter(store, refs, result, progress)
-        store.index.connection().execute('PRAGMA wal_checkpoint(TRUNCATE)')
+        store.index.query('PRAGMA wal_checkpoint(TRUNCATE)')
         store.close()
         _swap(folder)
     LOG.info('Chunk store %s: index made anew: %s', path, result)

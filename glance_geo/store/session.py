@@ -42,7 +42,6 @@ class WriteSession:
         self._never_flushed: list[str] = []
         self._fresh: dict[bytes, Entry] = {}
         self.stored_bytes = 0
-        self.flushed = False
         self._look_at = _LOOK_AGAIN
 
     def unknown(self, names: Sequence[bytes]) -> list[bytes]:
@@ -88,7 +87,6 @@ class WriteSession:
         with disk_errors(str(self._store.path)):
             self._pack.sync()
         self._never_flushed = []
-        self.flushed = True
         self._store.index.add(self.epoch, self.scope, self._pack.file,
                               self._fresh.values())
         self._fresh = {}

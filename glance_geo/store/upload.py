@@ -180,11 +180,13 @@ def upload(store: ChunkStore, image: str, nonce: str, source: Readable,
                     f'announced')
             root = splitter.finish()
         session.commit((image, root, nonce))
-    except BaseException:
+    except errors.StoreFull:
         session.abort()
-        if session.flushed:
-            # A large part of a failed upload may be what filled the disk.
-            store.collect()
+        # What was written is what filled the disk.
+        store.collect()
+        raise
+    except BaseException:
+        session.abort()     # a collection takes what it leaves
         raise
     return Uploaded(root, total, md5.hexdigest(), multihash.hexdigest(),
                     session.stored_bytes, splitter.data_bytes)

@@ -8,7 +8,7 @@ that another project has the same bytes makes no difference to it (P7).
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from glance_geo.core import errors, manifest
@@ -142,32 +142,42 @@ class ChunkView:
         """Return a segment's extents; raises as ``manifest`` does."""
         return manifest.parse_segment(ref, self.read(ref.name))
 
-    def parts(self) -> tuple[set[bytes], bool]:
-        """Return the manifest's chunks and own parts, and if those are all.
+    def walk(self) -> Iterator[tuple[list[bytes], bool]]:
+        """Yield the names of the manifest's own parts and chunks, segment by
+        segment, and whether they are all that the segment has.
+
+        So that an image of any size needs the memory of a segment.
         """
-        names, whole = {self._name}, True
         try:
             root = self.manifest()
         except (errors.ChunkMissing, errors.ManifestInvalid):
-            return names, False
+            yield [self._name], False
+            return
+        yield [self._name], True
         for ref in root.segments:
-            names.add(ref.name)
             try:
-                names.update(e.name for e in self.segment(ref) if e.name)
+                extents = self.segment(ref)
             except (errors.ChunkMissing, errors.ManifestInvalid):
-                whole = False
-        return names, whole
+                yield [ref.name], False
+            else:
+                yield [ref.name, *dict.fromkeys(
+                    e.name for e in extents if e.name)], True
 
     def held(self) -> tuple[int, int, int]:
         """Return how much of the manifest is here.
 
         Its own parts count as chunks, so that an image of zeros can be
-        whole too.
+        whole too. A chunk counts once for each segment that has it.
 
         :returns: (chunks here, chunks in all, stored bytes here); chunks in
             all is 0 while the manifest itself is not whole
         """
-        names, whole = self.parts()
-        places = self.places(names)
-        return (len(places), len(names) if whole else 0,
-                sum(place.stored for place in places.values()))
+        here = total = stored = 0
+        everything = True
+        for names, whole in self.walk():
+            places = self.places(names)
+            here += len(places)
+            total += len(names)
+            stored += sum(place.stored for place in places.values())
+            everything &= whole
+        return here, total if everything else 0, stored

@@ -70,7 +70,7 @@ def write(folder, pipe, seed):
         mine.append((image, stored.manifest))
         if rng.random() < 0.3:
             store.share(image, rng.choice(_PROJECTS))
-        if rng.random() < 0.7:
+        if rng.random() < 0.6:
             _delete(store, pipe, *mine.pop(rng.randrange(len(mine))))
 
 

@@ -168,8 +168,8 @@ def test_p7_projects_share_nothing_but_public_images(lab):
     carol = Client(lab, 'paris', 'carol:carol:member')
     deadline = time.monotonic() + 30
     # The agent follows the record before long.
-    while grown(lambda: carol.create(data=data + os.urandom(
-            10))) > 500_000:
+    while grown(lambda c=carol: c.create(
+            data=data + os.urandom(10))) > 500_000:
         assert time.monotonic() < deadline
         carol = Client(lab, 'paris', f'carol:c{time.monotonic_ns()}:member')
 

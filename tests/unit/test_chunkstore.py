@@ -99,6 +99,7 @@ def test_a_source_that_fails_leaves_nothing(store):
     with pytest.raises(OSError):
         upload(store, IMAGE, '0' * 16, Breaks(data_of(40_000_000)), 0,
                'sha512')
+    store.collect()
     assert store.index.totals()[0] == 0 and store.pack_files() == []
 
 
@@ -186,7 +187,7 @@ def test_p8_an_upload_may_rely_on_a_chunk_while_it_is_collected(store):
     first = put(store, data)
     store.refs.drop(IMAGE, first.manifest, '0' * 16)
     session = store.session()
-    names = [row[0] for row in store.index.connection().execute(
+    names = [row[0] for row in store.index.query(
         'SELECT name FROM chunks')]
     assert session.unknown(names) == []     # all are here: relied on now
     store.collect()
@@ -294,6 +295,6 @@ def test_a_folder_that_is_a_file_is_refused(tmp_path):
 
 
 def test_an_index_of_another_version_is_refused(store):
-    store.index.connection().execute('PRAGMA user_version=99')
+    store.index.query('PRAGMA user_version=99')
     with pytest.raises(errors.StoreUnusable, match='version 99'):
         ChunkStore(store.path)

@@ -59,7 +59,8 @@ def debian(folder, work, seed):
     """
     done = subprocess.run(
         [sys.executable, str(_TOOLS / 'make-images'), '--dir', str(folder),
-         '--extra', str(_FREE), *_NAMES, _COMPRESSED], capture_output=True, text=True)
+         '--extra', str(_FREE), *_NAMES, _COMPRESSED],
+        capture_output=True, text=True)
     if done.returncode:
         raise Unavailable(done.stderr.strip().splitlines()[-1])
     found = {name: folder / f'{name}.raw' for name in _NAMES}
