@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # make demo [IMAGE=path]   three sites on this machine, the main job
 # make test                every test; needs about half an hour on two cores
-# make bench [QUICK=1]     metadata against Glance's SQL; results in .cache/bench
+# make bench [QUICK=1]     metadata against Glance's SQL, the geo store against
+#                          its file store; results in .cache/bench
 # make venv                the environment that the demo uses, in .venv
 
 PYTHON ?= python3
@@ -36,6 +37,7 @@ long:
 bench: $(STAMP)
 	$(VENV)/bin/pip install -q -r tools/bench-requirements.txt
 	$(VENV)/bin/python -W ignore tools/bench metadata --out .cache/bench $(if $(QUICK),--quick)
+	$(VENV)/bin/python -W ignore tools/bench store --out .cache/bench $(if $(QUICK),--quick)
 
 images: $(STAMP)
 	$(VENV)/bin/python tools/make-images --dir .cache/images

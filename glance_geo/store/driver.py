@@ -167,7 +167,9 @@ class Store(driver.Store):
         LOG.info('Image %s: stored %d bytes as manifest %s; %d bytes were '
                  'new to this node', image_id, stored.size,
                  stored.manifest.hex()[:16], stored.new_bytes)
-        self._advise(image_id, stored)
+        # Nobody waits for it.
+        threading.Thread(target=self._advise, args=(image_id, stored),
+                         name='geo-advice', daemon=True).start()
         metadata = {'store': self.backend_group}
         return (issued.uri, stored.size, stored.checksum, stored.multihash,
                 metadata)

@@ -11,7 +11,7 @@ import tracemalloc
 
 import pytest
 
-from glance_geo.core import errors
+from glance_geo.core import chunker, errors
 from glance_geo.core.manifest import name_of
 from glance_geo.store import packs
 from glance_geo.store.chunkstore import ChunkStore
@@ -298,3 +298,33 @@ def test_an_index_of_another_version_is_refused(store):
     store.index.query('PRAGMA user_version=99')
     with pytest.raises(errors.StoreUnusable, match='version 99'):
         ChunkStore(store.path)
+
+
+def test_a_pure_python_chunker_is_refused(tmp_path, monkeypatch):
+    class Fallback:
+        __module__ = 'pyfastcdc.py'
+    monkeypatch.setattr(chunker.pyfastcdc, 'FastCDC', Fallback)
+    with pytest.raises(errors.StoreUnusable, match='pure-Python'):
+        ChunkStore(tmp_path / 'c')
+
+
+def test_a_reader_that_lacks_something_fetches_ahead(store, tmp_path):
+    """Not window by window: each request costs a round trip."""
+    data = data_of(8_000_000, holes=False)
+    good = ChunkStore(tmp_path / 'good')
+    stored = put(good, data)
+    asked = []
+
+    class Source:
+        def ensure(self, image_id, manifest, names):
+            asked.append(len(names))
+            store.keep_copy(image_id, manifest, '')
+            found, _ = good.view([IMAGE], manifest).load(names)
+            session = store.session()
+            for name in session.unknown(names):
+                session.put(name, *packs.compress(found[name]),
+                            len(found[name]))
+            session.commit()
+    assert get(store, stored, source=Source()) == data
+    assert max(asked) > 60 and len(asked) < 10
+    good.close()

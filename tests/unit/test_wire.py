@@ -51,3 +51,16 @@ def test_a_window_that_is_too_large_is_refused():
 def test_garbage_is_no_message(data):
     with pytest.raises(errors.PeerMisbehaved):
         wire.unpack(data)
+
+
+def test_the_level_of_compression_follows_the_link():
+    assert [wire.level_for(rate) for rate in (
+        None, 100e6, 30e6, 10e6, 3e6, 2e6, 100e3)] == [3, 1, 1, 3, 6, 9, 12]
+
+
+@pytest.mark.parametrize('level', [1, 3, 6, 9, 12])
+def test_frames_of_every_level_read_back(level):
+    items = [bytes(range(256)) * n for n in range(60)]
+    reader = wire.FrameReader(iter(list(wire.frames(items, b'end', level))),
+                              1 << 20)
+    assert list(reader) == items and reader.last == b'end'
