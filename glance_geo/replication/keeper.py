@@ -168,8 +168,11 @@ class Keeper:
             if bits is not None:
                 self._report(bits, manifest)
 
-    def collect(self) -> Any:
-        """Drop what metadata no longer lists; free the space."""
+    def collect(self, always: bool = True) -> Any:
+        """Drop what metadata no longer lists; free the space.
+
+        :param always: also if nothing became garbage since the last time
+        """
         for image in {image for image, _ in self._store.copies()}:
             for bits in self._settle(image):
                 if bits.deleted:
@@ -177,7 +180,7 @@ class Keeper:
         self._evictor.make_room(self._evictor.evictable())
         return self._store.collect({
             (copy.image, copy.manifest)
-            for copy in self._evictor.evictable()})
+            for copy in self._evictor.evictable()}, always)
 
     def forget_holding(self, image: str) -> None:
         """Write that an image, known by any of its ids, is not here."""
@@ -207,9 +210,12 @@ class Keeper:
     def _tidy(self) -> None:
         """Collect and compact, now and then."""
         while not self._stop.is_set():
-            self._guarded(self.collect)
+            self._guarded(self._collect_if_needed)
             self._guarded(self.compact)
             self._stop.wait(self._rules.collect_interval)
+
+    def _collect_if_needed(self) -> None:
+        self.collect(always=False)
 
     def compact(self, rate: float | None = None) -> Any:
         """Rewrite packs that are partly dead.

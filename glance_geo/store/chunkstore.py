@@ -153,13 +153,14 @@ class ChunkStore:
 
     # -- space ------------------------------------------------------------
     def collect(self, evictable: Collection[tuple[str, bytes]] = (),
-                ) -> collect.Collected:
+                always: bool = True) -> collect.Collected:
         """Remove what no reference and no writer needs.
 
         :param evictable: (image, manifest) of copies that could go, for the
             statistics
+        :param always: also if nothing became garbage since the last time
         """
-        return collect.collect(self, evictable)
+        return collect.collect(self, evictable, always)
 
     def compact(self, rate: float = 0,
                 stopped: Callable[[], bool] = lambda: False,

@@ -266,10 +266,23 @@ class ChunkIndex:
                                (session, epoch))
             return epoch
 
-    def end(self, session: str) -> None:
+    def end(self, session: str, aborted: bool = False) -> None:
         with self.transaction(durable=False) as connection:
             connection.execute('DELETE FROM sessions WHERE id = ?',
                                (session,))
+            if aborted:
+                self.more_garbage(connection)
+
+    @staticmethod
+    def more_garbage(connection: sqlite3.Connection) -> None:
+        """Note that there may be something for a collection."""
+        connection.execute(
+            "UPDATE meta SET value = value + 1 WHERE key = 'garbage'")
+
+    def has_garbage(self) -> bool:
+        found = dict(self.query("SELECT key, value FROM meta WHERE key IN "
+                                "('garbage', 'collected')"))
+        return found['garbage'] != found['collected']
 
     @staticmethod
     def epoch(connection: sqlite3.Connection) -> int:

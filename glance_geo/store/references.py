@@ -82,6 +82,11 @@ class References:
                scope: int, stored_as: bytes | None) -> None:
         """Enter a writer's reference and end the writer, in one step."""
         with self._index.transaction() as connection:
+            if connection.execute(
+                    'SELECT 1 FROM refs WHERE image = ? AND manifest = ? AND '
+                    'nonce = ?', (image, manifest, nonce)).fetchone():
+                # Its rows of another scope are not needed any more.
+                self._index.more_garbage(connection)
             connection.execute(
                 'INSERT OR REPLACE INTO refs VALUES (?, ?, ?, ?, ?, ?)',
                 (image, manifest, nonce, scope, stored_as,
@@ -127,6 +132,7 @@ class References:
                     (image, manifest)).fetchone():
                 connection.execute('DELETE FROM leases WHERE image = ? AND '
                                    'manifest = ?', (image, manifest))
+            self._index.more_garbage(connection)
 
     # -- deletions --------------------------------------------------------
     def queue_check(self, image: str, manifest: bytes, nonce: str) -> None:

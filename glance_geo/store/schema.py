@@ -9,7 +9,8 @@
 ``checks``   deletions that metadata has yet to confirm
 ``leases``   copies that this node keeps because another gave up its own
 ``damaged``  chunks set aside, with where they were
-``meta``     the epoch, and what the last collection counted
+``meta``     the epoch, what the last collection counted, and how often
+             something became garbage: now, and when that one began
 """
 
 import sqlite3
@@ -46,7 +47,7 @@ CREATE TABLE damaged (name BLOB NOT NULL, pack INTEGER NOT NULL,
     offset INTEGER NOT NULL, why TEXT NOT NULL, noticed INTEGER NOT NULL,
     PRIMARY KEY (pack, offset)) WITHOUT ROWID;
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
-INSERT INTO meta VALUES ('epoch', 1);
+INSERT INTO meta VALUES ('epoch', 1), ('garbage', 1), ('collected', 0);
 """
 
 # Version 1 had one scope, pack files named in each row, and pins.

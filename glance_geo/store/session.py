@@ -118,7 +118,7 @@ class WriteSession:
         try:
             for file in self._never_flushed:
                 self._store.remove_pack(file)
-            self._store.index.end(self.id)
+            self._store.index.end(self.id, aborted=True)
         finally:
             self._end()
 

@@ -156,12 +156,11 @@ class ChunkView:
         yield [self._name], True
         for ref in root.segments:
             try:
-                extents = self.segment(ref)
+                names = manifest.parse_names(ref, self.read(ref.name))
             except (errors.ChunkMissing, errors.ManifestInvalid):
                 yield [ref.name], False
             else:
-                yield [ref.name, *dict.fromkeys(
-                    e.name for e in extents if e.name)], True
+                yield [ref.name, *dict.fromkeys(names)], True
 
     def held(self) -> tuple[int, int, int]:
         """Return how much of the manifest is here.
