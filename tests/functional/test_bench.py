@@ -28,3 +28,31 @@ def test_bench_metadata_quick(tmp_path):
     assert 'image create' in results['results']['1000']['http']
     assert (tmp_path / 'metadata.svg').stat().st_size > 1000
     assert 'ratio' in (tmp_path / 'metadata.txt').read_text()
+
+
+def test_bench_store_quick(tmp_path):
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', str(ROOT / 'tools/bench'), 'store',
+         '--quick', '--rounds', '2', '-f', 'json', '--out', str(tmp_path)],
+        capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout)
+    for name in ('put_raw', 'put_updated', 'put_dense', 'get_raw',
+                 'get_dense', 'get_cold', 'get_random', 'index_share'):
+        assert results['summary'][name] > 0
+    if shutil.which('borg') or shutil.which('restic'):
+        assert results['summary']['stored_vs_best'] > 0
+    assert results['stored']['bytes']['geo'] < results['stored']['bytes'][
+        'file']
+    assert (tmp_path / 'store.svg').stat().st_size > 1000
+    assert 'goal' in (tmp_path / 'store.txt').read_text()
+
+
+def test_bench_index_of_a_small_store(tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / 'tools/bench'), 'index', '--logical',
+         '2GiB', '-f', 'json'], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)['summary']
+    assert summary['chunks'] > 10_000
+    assert summary['resident_bytes_collecting'] < 256 << 20
