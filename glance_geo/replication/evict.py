@@ -69,7 +69,8 @@ class Evictor:
     def make_room(self, candidates: Sequence[KeptCopy]) -> None:
         """Evict until the store is below its limit, as far as may be."""
         limit = self._store.limit
-        over = self._store.used_bytes() - limit * _LOW_WATER if limit else 0
+        # Not what the packs take: what is dead in them is compaction's.
+        over = self._store.live_bytes() - limit * _LOW_WATER if limit else 0
         for copy in candidates:
             if over <= 0:
                 return

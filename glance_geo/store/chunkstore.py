@@ -32,6 +32,8 @@ from glance_geo.store.view import ChunkView
 
 # Segments kept parsed for readers of ranges: 10 MB at most.
 _PARSED_SEGMENTS = 16
+# Share of the limit from which on space is made.
+_TIGHT = 0.9
 
 Value = TypeVar('Value')
 
@@ -171,6 +173,27 @@ class ChunkStore:
     def used_bytes(self) -> int:
         """Return what the packs take on the disk."""
         return self.folder.pack_bytes()
+
+    def live_bytes(self) -> int:
+        """Return what the packs would take without what is dead in them.
+
+        As far as the last collection knew; what came since counts whole.
+        """
+        live = dict(self.index.query(
+            'SELECT file, live FROM packs WHERE live IS NOT NULL'))
+        total = 0
+        for path in self.folder.pack_paths():
+            try:
+                size = path.stat().st_size
+            except FileNotFoundError:
+                continue
+            total += min(size, live.get(path.stem, size))
+        return total
+
+    def is_tight(self) -> bool:
+        """Say whether the packs take nearly what they may."""
+        return bool(self.limit) and (self.used_bytes()
+                                     > _TIGHT * self.limit)
 
     def statistics(self) -> dict[str, Any]:
         """Return what the last collection counted."""

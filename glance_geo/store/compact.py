@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 
 _DEAD_SHARE = 0.25
+# Near the store's limit.
+_TIGHT_SHARE = 0.02
 _SMALL = packs.PACK_MAXIMUM // 8
 _SMALL_PACKS = 8
 _BATCH = 128
@@ -53,6 +55,7 @@ def _candidates(store: ChunkStore) -> list[tuple[int, int, Path]]:
         'SELECT id, file, live FROM packs WHERE live IS NOT NULL')}
     worth: list[tuple[float, int, int, Path]] = []
     small: list[tuple[float, int, int, Path]] = []
+    least = _TIGHT_SHARE if store.is_tight() else _DEAD_SHARE
     for path in unlocked_packs(store):
         if path.stem not in known:
             continue
@@ -62,7 +65,7 @@ def _candidates(store: ChunkStore) -> list[tuple[int, int, Path]]:
         except FileNotFoundError:
             continue
         share = 1 - live / size
-        if share >= _DEAD_SHARE:
+        if share >= least:
             worth.append((share, pack, live, path))
         elif size < _SMALL:
             small.append((share, pack, live, path))

@@ -139,4 +139,21 @@ def test_make_room_takes_the_least_recently_read_and_no_more(
     assert not rennes.store.copies()
     assert rennes.agent.evictor.done.copies == 1
     assert rennes.agent.status()['evicted']['bytes'] > 1_000_000
+    # What is dead is no reason to evict: compaction frees it.
+    assert not rennes.store.used_bytes() > rennes.store.limit
     assert paris.store.limit == 0
+
+
+def test_what_is_dead_is_compacted_and_evicts_nothing(sites):  # noqa: F811
+    _, rennes, _ = sites
+    manifest = fetched(sites)
+    session = rennes.store.session('red')
+    session.put_blob(data_of(1_500_001))
+    session.flush()
+    session.abort()
+    rennes.store.collect()
+    rennes.store.limit = int(rennes.store.live_bytes() / 0.85)
+    rennes.agent.keeper.collect()
+    assert whole(rennes, manifest)
+    rennes.store.compact()
+    assert rennes.store.used_bytes() <= rennes.store.limit
