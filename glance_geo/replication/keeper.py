@@ -31,6 +31,8 @@ LOG = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 5.0
 _REPORT_SECONDS = 2.0
+# How often room is made, at most, while the store is nearly full.
+_TIGHT_SECONDS = 20.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +70,8 @@ class Keeper:
         self._fetcher = fetcher
         self._cursor: Context = {}
         self._wake = threading.Event()
+        self._tidy_now = threading.Event()
+        self._tidied = 0.0
         self._stop = threading.Event()
         self._queue: dict[str, bytes] = {}
         self._queue_lock = threading.Condition()
@@ -86,6 +90,7 @@ class Keeper:
     def stop(self) -> None:
         self._stop.set()
         self._wake.set()
+        self._tidy_now.set()
         with self._queue_lock:
             self._queue_lock.notify_all()
         for thread in self._threads:
@@ -206,13 +211,22 @@ class Keeper:
             self._wake.clear()
             self._guarded(self._fetcher.settle)
             self._guarded(self.report_touched)
+            self._guarded(self._make_room_soon)
 
     def _tidy(self) -> None:
         """Collect and compact, now and then."""
         while not self._stop.is_set():
             self._guarded(self._collect_if_needed)
             self._guarded(self.compact)
-            self._stop.wait(self._rules.collect_interval)
+            self._tidy_now.wait(self._rules.collect_interval)
+            self._tidy_now.clear()
+
+    def _make_room_soon(self) -> None:
+        """Do not wait for the next collection when the store gets full."""
+        if (self._store.is_tight()
+                and time.monotonic() - self._tidied > _TIGHT_SECONDS):
+            self._tidied = time.monotonic()
+            self._tidy_now.set()
 
     def _collect_if_needed(self) -> None:
         self.collect(always=False)
