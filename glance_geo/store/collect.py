@@ -14,7 +14,7 @@ import fcntl
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 
-_NAMES_PER_PASS = 1_500_000
-"""Names marked at a time: about 150 MB."""
+_NAMES_PER_PASS = 16_000_000
+"""Names marked at a time: about 100 MB."""
+_MARK_BYTES = 6
 _ROWS = 20_000
 _DELETES = 2_000
 
@@ -201,8 +202,44 @@ class _Counted:
                                         'at': int(time.time())})
 
 
+class _Marks:
+    """Names that must stay, by scope; a few bytes of memory for each.
+
+    Of a name it keeps the first seven bytes: that two names begin alike is as
+    likely as losing a disk (2 to the power of -56 for each pair), and keeps
+    garbage then, never the other way round.
+    """
+
+    def __init__(self, low: bytes, high: bytes):
+        self._low, self._high = low, high
+        self._packed: dict[int, list[bytearray]] = {}
+        self._sets: tuple[int, dict[int, set[bytes]]] = (-1, {})
+
+    def add(self, scope: int, names: Iterable[bytes]) -> None:
+        buckets = self._packed.get(scope)
+        if buckets is None:
+            buckets = self._packed[scope] = [bytearray() for _ in range(256)]
+        low, high, end = self._low, self._high, _MARK_BYTES + 1
+        for name in names:
+            if low <= name < high:
+                buckets[name[0]] += name[1:end]
+
+    def has(self, scope: int, name: bytes) -> bool:
+        """Say whether a name is marked; asked in the order of the names."""
+        if self._sets[0] != name[0]:
+            self._sets = (name[0], {})
+        sets = self._sets[1]
+        if scope not in sets:
+            packed = bytes(self._packed[scope][name[0]]
+                           if scope in self._packed else b'')
+            sets[scope] = {packed[at:at + _MARK_BYTES] for at in range(
+                0, len(packed), _MARK_BYTES)}
+        return name[1:_MARK_BYTES + 1] in sets[scope]
+
+
 def _ranges(rows: int) -> Iterator[tuple[bytes, bytes]]:
-    """Yield [from, to) over all names, about a million names each."""
+    """Yield [from, to) over all names, so many at a time as memory allows.
+    """
     parts = max(1, -(-rows // _NAMES_PER_PASS))
     edges = [(place * 65536 // parts).to_bytes(3, 'big')[1:]
              for place in range(parts)]
@@ -212,21 +249,20 @@ def _ranges(rows: int) -> Iterator[tuple[bytes, bytes]]:
 
 def _mark(store: ChunkStore, start: _Start, low: bytes, high: bytes,
           evictable: frozenset[tuple[str, bytes]],
-          ) -> tuple[dict[int, set[bytes]], dict[int, set[bytes]]]:
-    """Return the names in a range that must stay, by scope, and those that
-    only evictable copies need."""
-    kept: dict[int, set[bytes]] = defaultdict(set)
-    spare: dict[int, set[bytes]] = defaultdict(set)
+          ) -> tuple[_Marks, _Marks]:
+    """Return the names in a range that must stay, and those that only
+    evictable copies need."""
+    kept, spare = _Marks(low, high), _Marks(low, high)
     done = set()
     for ref, blob in start.refs:
         into = (spare if (ref.image, ref.manifest) in evictable else kept)
-        if blob and low <= blob < high:
-            into[ref.scope].add(blob)
+        if blob:
+            into.add(ref.scope, [blob])
         key = (ref.manifest, ref.scope, into is kept)
         if key not in done:
             done.add(key)
             for names, _ in store.view([ref.image], ref.manifest).walk():
-                into[ref.scope].update(n for n in names if low <= n < high)
+                into.add(ref.scope, names)
     return kept, spare
 
 
@@ -264,10 +300,10 @@ def _sweep(store: ChunkStore, start: _Start, counted: _Counted,
             live, only_spare = [], True
             for row in rows:
                 name, scope, epoch = row[0], row[1], row[6]
-                if name in kept[scope] or epoch >= start.before:
+                if epoch >= start.before or kept.has(scope, name):
                     live.append(row)
                     only_spare = False
-                elif name in spare[scope]:
+                elif spare.has(scope, name):
                     live.append(row)
                 else:
                     dead.append(row)
