@@ -187,6 +187,17 @@ def agent_runs(conf: cfg.ConfigOpts) -> bool:
     return True
 
 
+def refuse_running_agent(conf: cfg.ConfigOpts) -> None:
+    """Refuse what can't be done under a running agent.
+
+    :raises ConfigurationInvalid: saying what to do
+    """
+    if agent_runs(conf):
+        raise errors.ConfigurationInvalid(
+            'the agent of this node is running: stop glance-geo-agent and '
+            'glance-api, then try again')
+
+
 def peer(conf: cfg.ConfigOpts, site: str) -> PeerClient:
     """Return a client of one other site's agent.
 

@@ -163,10 +163,7 @@ class SiteBootstrap(show.ShowOne):
         from glance_geo.cmd import exchange
         from glance_geo.replication import bootstrap
         conf = self.app.configuration()
-        if assembly.agent_runs(conf):
-            raise errors.ConfigurationInvalid(
-                'the agent of this node is running: stop glance-geo-agent '
-                'and glance-api, then try again')
+        assembly.refuse_running_agent(conf)
         records = assembly.installed_data_api(conf).records
         if records.replicates:
             raise errors.ConfigurationInvalid(

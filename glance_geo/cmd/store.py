@@ -182,10 +182,7 @@ class StoreRebuildIndex(show.ShowOne):
 
         from glance_geo.store import rebuild
         conf = self.app.configuration()
-        if assembly.agent_runs(conf):
-            raise errors.ConfigurationInvalid(
-                'the agent of this node is running: stop glance-geo-agent '
-                'and glance-api, then try again')
+        assembly.refuse_running_agent(conf)
         name, folder = options.store_folder(conf)
         done = rebuild.rebuild(folder, options.store_owner(conf, name),
                                _listed(conf, name), _Bars())
