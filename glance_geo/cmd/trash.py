@@ -66,12 +66,12 @@ class TrashRestore(command.Command):
                 f'no image {parsed_args.image} is in the trash; "trash list" '
                 f'shows those that are')
         since = rules.overtaken(record) - 1
-        manifests = image_bits(record, since).manifests
-        if not manifests:
+        bits = image_bits(record, since)
+        if not bits.manifests:
             raise errors.ConfigurationInvalid(
                 f'image {parsed_args.image} has no bits in a geo store')
         self.app.stdout.write(_restore(conf, data_api, record,
-                                       manifests[0]) + '\n')
+                                       bits) + '\n')
 
 
 def _properties(record):
@@ -89,10 +89,11 @@ def _properties(record):
     return found
 
 
-def _restore(conf, data_api, record, manifest):
+def _restore(conf, data_api, record, bits):
     """Create the image anew; return its id."""
     from glance.context import RequestContext
     values = shown(record)
+    manifest = bits.manifests[0]
     store, _ = options.store_folder(conf)
     fresh = str(uuid.uuid4())
     key_id, key = options.signing_key(options.location_keys(conf))
@@ -101,7 +102,7 @@ def _restore(conf, data_api, record, manifest):
     chunks = assembly.chunk_store(conf)
     try:
         # Before the record: a collection in between must not free the bits.
-        chunks.keep_copy(fresh, manifest)
+        chunks.keep_beside(fresh, bits.names, manifest)
     finally:
         chunks.close()
     columns = rows.image_columns(record.id, values)

@@ -27,6 +27,7 @@ from glance_geo.store.references import (
     References,
     blob,
 )
+from glance_geo.store.schema import SHARED
 from glance_geo.store.session import WriteSession
 from glance_geo.store.view import ChunkView
 
@@ -101,6 +102,12 @@ class ChunkStore:
         self.refs.keep_copy(image, manifest, self.index.scope(project))
         scopes = self.refs.scopes([image], manifest)
         return self.index.project(scopes[0]) if scopes else project
+
+    def keep_beside(self, image: str, others: Collection[str],
+                    manifest: bytes) -> None:
+        """Keep a manifest for one more image, as others keep it here."""
+        scopes = self.refs.scopes(others, manifest)
+        self.refs.keep_copy(image, manifest, scopes[0] if scopes else SHARED)
 
     def drop_copy(self, image: str, manifest: bytes) -> None:
         """Give up a copy that was fetched from elsewhere."""

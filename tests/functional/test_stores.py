@@ -177,7 +177,7 @@ def test_p7_projects_share_nothing_but_public_images(lab):
 def test_check_and_repair_from_another_site(lab, paris, rennes):
     data = os.urandom(3_000_000)
     image = paris.create(data=data)
-    wait(lambda: rennes.show(image))
+    rennes.wait_active(image)
     assert rennes.read(image).content == data
     clean = command(lab, 'paris', 'glance-geo', 'store', 'check',
                     '--read-data', '-f', 'json')
@@ -204,7 +204,7 @@ def test_check_and_repair_from_another_site(lab, paris, rennes):
 def test_p2_a_reader_of_a_damaged_image_notices_nothing(lab, paris, rennes):
     data = os.urandom(3_000_000)
     image = paris.create(data=data)
-    wait(lambda: rennes.show(image))
+    rennes.wait_active(image)
     assert rennes.read(image).content == data
     packs = lab.folder / 'paris' / 'chunks' / 'packs'
     newest = max(packs.iterdir(), key=lambda p: p.stat().st_mtime)
@@ -217,7 +217,7 @@ def test_the_index_is_rebuilt_by_command(lab, paris, rennes):
     data = os.urandom(1_500_000)
     image = paris.create(data=data)
     copy = rennes.create(data=data[::-1])
-    wait(lambda: paris.show(copy))
+    paris.wait_active(copy)
     assert paris.read(copy).content == data[::-1]
     refused = command(lab, 'paris', 'glance-geo', 'store', 'rebuild-index',
                       check=False)
