@@ -136,12 +136,12 @@ class StoreCheck(lister.Lister):
         left = [row for row in found if row[0] == 'image'
                 and row[3] != 'repaired']
         if left or (found and not parsed_args.repair):
-            self.app.failed = True
+            self._failed = True
         return ('Kind', 'What', 'Problem', 'State'), found
 
     def run(self, parsed_args):
-        self.app.failed = False
-        return super().run(parsed_args) or (2 if self.app.failed else 0)
+        self._failed = False
+        return super().run(parsed_args) or (2 if self._failed else 0)
 
     @staticmethod
     def _repair(conf, store, problem):
