@@ -90,7 +90,9 @@ class StoreShow(show.ShowOne):
                 ('unique_bytes', raw), ('stored_bytes', stored),
                 ('evictable_bytes', counted.get('evictable_bytes', 0)),
                 ('packs', len(packs)), ('pack_bytes', store.used_bytes()),
-                ('index_bytes', store.folder.index.stat().st_size),
+                ('index_bytes', sum(
+                    path.stat().st_size for path in store.path.glob(
+                        'index.db*') if not path.name.endswith('-shm'))),
                 ('limit_bytes', store.limit or None),
                 ('leases', len(store.refs.leases())),
                 ('damaged_chunks', store.index.query(
@@ -133,6 +135,8 @@ class StoreCheck(lister.Lister):
             if parsed_args.repair and problem.manifest:
                 done = self._repair(conf, store, problem)
             found.append((problem.kind, problem.what, problem.text, done))
+        if not found:
+            self.app.stderr.write('Nothing is wrong.\n')
         left = [row for row in found if row[0] == 'image'
                 and row[3] != 'repaired']
         if left or (found and not parsed_args.repair):

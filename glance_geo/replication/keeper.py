@@ -72,6 +72,7 @@ class Keeper:
         self._wake = threading.Event()
         self._tidy_now = threading.Event()
         self._tidied = 0.0
+        self._evictable: set[tuple[str, bytes]] | None = None
         self._stop = threading.Event()
         self._queue: dict[str, bytes] = {}
         self._queue_lock = threading.Condition()
@@ -183,9 +184,12 @@ class Keeper:
                 if bits.deleted:
                     self._forget_holding(bits.image)
         self._evictor.make_room(self._evictor.evictable())
-        return self._store.collect({
-            (copy.image, copy.manifest)
-            for copy in self._evictor.evictable()}, always)
+        evictable = {(copy.image, copy.manifest)
+                     for copy in self._evictor.evictable()}
+        # The statistics say how much could go.
+        always = always or evictable != self._evictable
+        self._evictable = evictable
+        return self._store.collect(evictable, always)
 
     def forget_holding(self, image: str) -> None:
         """Write that an image, known by any of its ids, is not here."""
