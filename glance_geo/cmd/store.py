@@ -195,6 +195,8 @@ class StoreRebuildIndex(show.ShowOne):
                 f'{done.unknown} images are here that metadata does not '
                 f'know. They stay until their records come, or "glance-geo '
                 f'store collect" learns that they are deleted.\n')
+        self.app.stderr.write('"glance-geo store check --read-data" verifies '
+                              'the data that it points to.\n')
         return zip(*sorted(dataclasses.asdict(done).items()), strict=True)
 
 
