@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,7 +83,7 @@ class StoreFolder:
                 self._check_owner(owner)
 
     def _put(self, name: str, text: str) -> None:
-        temporary = self.path / f'{name}.{os.getpid()}'
+        temporary = self.path / f'{name}.{uuid.uuid4().hex}'
         with open(temporary, 'w') as file:
             file.write(text)
             file.flush()
@@ -92,8 +93,10 @@ class StoreFolder:
 
     def _check_format(self) -> None:
         marker = self.path / 'format'
+        # In this order: another process may be making the store right now.
+        begun = self.index.exists()
         if not marker.exists():
-            if self.index.exists():
+            if begun:
                 raise errors.StoreUnusable(
                     f'geo_store_datadir {self.path}: no format marker')
             self._put('format', FORMAT)
@@ -125,7 +128,8 @@ class StoreFolder:
 
         :raises StoreUnusable: saying how to make the index anew
         """
-        if not self.index.exists() and next(self.pack_paths(), None):
+        packs = next(self.pack_paths(), None)
+        if packs is not None and not self.index.exists():
             raise errors.StoreUnusable(
                 f'{self.index} is missing, but there are packs: "glance-geo '
                 f'store rebuild-index" makes it anew from them')

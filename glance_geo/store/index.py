@@ -24,6 +24,7 @@ from glance_geo.store.schema import SHARED
 
 _NAMES_PER_QUERY = 500
 _FULL = ('SQLITE_FULL',)
+_BUSY_SECONDS = 60.0
 _WAL_KEPT = 4 * 1024 * 1024
 
 
@@ -51,12 +52,30 @@ class ChunkIndex:
             self.upgraded = schema.prepare(connection, path)
 
     def _connect(self) -> sqlite3.Connection:
-        made = sqlite3.connect(self._path, timeout=60.0, isolation_level=None,
-                               check_same_thread=False)
-        made.execute('PRAGMA journal_mode=WAL')
+        made = sqlite3.connect(self._path, timeout=_BUSY_SECONDS,
+                               isolation_level=None, check_same_thread=False)
+        self._use_wal(made)
         made.execute(f'PRAGMA journal_size_limit={_WAL_KEPT}')
         made.execute('PRAGMA synchronous=FULL')
         return made
+
+    @staticmethod
+    def _use_wal(connection: sqlite3.Connection) -> None:
+        """Switch a new index to WAL.
+
+        SQLite does not wait for others who do the same at the same time, as
+        the processes of a node do when they start for the first time.
+        """
+        deadline = time.monotonic() + _BUSY_SECONDS
+        while True:
+            try:
+                connection.execute('PRAGMA journal_mode=WAL')
+                return
+            except sqlite3.OperationalError as error:
+                if (not error.sqlite_errorname.startswith('SQLITE_BUSY')
+                        or time.monotonic() > deadline):
+                    raise
+                time.sleep(0.02)
 
     @contextmanager
     def _borrowed(self) -> Iterator[sqlite3.Connection]:

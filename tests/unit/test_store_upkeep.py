@@ -358,3 +358,25 @@ def test_a_collection_that_is_not_needed_reads_nothing(store):
         assert store.collect(always=False).ran
         assert not store.collect(always=False).ran
     assert get(store, stored) == data_of(300_000, holes=False)
+
+
+def test_many_may_begin_a_new_store_at_once(tmp_path):
+    """SQLite does not wait while others switch a database to WAL: found by
+    the power cuts, whose processes all start at once."""
+    failures = []
+
+    def begin(path, start):
+        start.wait()
+        try:
+            ChunkStore(path).close()
+        except errors.GeoError as error:
+            failures.append(error)
+    for turn in range(25):
+        start = threading.Barrier(6)
+        threads = [threading.Thread(target=begin, args=(
+            tmp_path / str(turn), start)) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not failures
