@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from glance_geo import sqlitewal
 from glance_geo.core import errors
 from glance_geo.store import schema
 from glance_geo.store.packs import Entry, Place
@@ -54,28 +55,10 @@ class ChunkIndex:
     def _connect(self) -> sqlite3.Connection:
         made = sqlite3.connect(self._path, timeout=_BUSY_SECONDS,
                                isolation_level=None, check_same_thread=False)
-        self._use_wal(made)
+        sqlitewal.use(made, _BUSY_SECONDS)
         made.execute(f'PRAGMA journal_size_limit={_WAL_KEPT}')
         made.execute('PRAGMA synchronous=FULL')
         return made
-
-    @staticmethod
-    def _use_wal(connection: sqlite3.Connection) -> None:
-        """Switch a new index to WAL.
-
-        SQLite does not wait for others who do the same at the same time, as
-        the processes of a node do when they start for the first time.
-        """
-        deadline = time.monotonic() + _BUSY_SECONDS
-        while True:
-            try:
-                connection.execute('PRAGMA journal_mode=WAL')
-                return
-            except sqlite3.OperationalError as error:
-                if (not error.sqlite_errorname.startswith('SQLITE_BUSY')
-                        or time.monotonic() > deadline):
-                    raise
-                time.sleep(0.02)
 
     @contextmanager
     def _borrowed(self) -> Iterator[sqlite3.Connection]:

@@ -253,3 +253,28 @@ def test_p1_sqlite_keeps_what_it_acknowledged(tmp_path):
     assert second.get('a').values == (b'1',)
     (mode,) = second._connection().execute('PRAGMA synchronous').fetchone()
     assert mode == 2    # FULL
+
+
+def test_many_may_begin_a_new_sqlite_database_at_once(tmp_path):
+    """As the processes of a node do when they start for the first time."""
+    import threading
+
+    from glance_geo.core import errors
+    from glance_geo.db.engines import open_engine
+    failures = []
+
+    def begin(url, start):
+        start.wait()
+        try:
+            open_engine(url).close()
+        except errors.GeoError as error:
+            failures.append(error)
+    for turn in range(20):
+        start = threading.Barrier(6)
+        threads = [threading.Thread(target=begin, args=(
+            f'sqlite:///{tmp_path}/{turn}.db', start)) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not failures

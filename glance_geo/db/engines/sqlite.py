@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 import msgpack
 
+from glance_geo import sqlitewal
 from glance_geo.core import errors
 from glance_geo.core.interfaces import (
     Entry,
@@ -80,7 +81,7 @@ class SQLiteEngine(MetadataEngine):
         if getattr(self._local, 'owner', None) != os.getpid():
             connection = sqlite3.connect(
                 self._path, timeout=_BUSY_SECONDS, isolation_level=None)
-            connection.execute('PRAGMA journal_mode=WAL')
+            sqlitewal.use(connection, _BUSY_SECONDS)
             connection.execute('PRAGMA synchronous=FULL')
             # Pages that were read once are read from memory; without these
             # a get among 100,000 images costs three times one among 1,000.
@@ -184,7 +185,7 @@ class SQLiteEngine(MetadataEngine):
             return ''
 
     def _note(self, number: int, life: str) -> None:
-        part = f'{self._note_path}.{os.getpid()}'
+        part = f'{self._note_path}.{os.getpid()}.{threading.get_ident()}'
         with open(part, 'w') as file:
             file.write(f'{life} {number}')
         os.replace(part, self._note_path)
