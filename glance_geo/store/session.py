@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from glance_geo.core import manifest
@@ -111,13 +112,17 @@ class WriteSession:
         self._end()
 
     def abort(self) -> None:
-        """Give up what was not flushed; a collection removes the rest."""
+        """Give up what was not flushed; a collection removes the rest.
+
+        Also on a disk that fails: the error that led here is what counts.
+        """
         self._fresh = {}
         if self._pack is not None:
             self._pack.close()
         try:
             for file in self._never_flushed:
-                self._store.remove_pack(file)
+                with suppress(OSError):
+                    self._store.remove_pack(file)
             self._store.index.end(self.id, aborted=True)
         finally:
             self._end()
@@ -126,5 +131,6 @@ class WriteSession:
         if self._pack is not None:
             self._pack.close()
             self._pack = None
-        self._store.remove_session_file(self.id)
+        with suppress(OSError):     # without its lock it is garbage
+            self._store.remove_session_file(self.id)
         self._lock.close()

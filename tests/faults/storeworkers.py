@@ -18,6 +18,7 @@ from glance_geo.store.download import ImageReader, NoSource
 
 ROLES = ('write', 'write', 'read', 'tidy')
 _PROJECTS = ('red', 'blue', '')
+_LIVING = 25    # images of a writer
 
 
 def small():
@@ -70,7 +71,8 @@ def write(folder, pipe, seed):
         mine.append((image, stored.manifest))
         if rng.random() < 0.3:
             store.share(image, rng.choice(_PROJECTS))
-        if rng.random() < 0.6:
+        # What lives stays bounded, or long runs only ever get slower.
+        if len(mine) > _LIVING or rng.random() < 0.6:
             _delete(store, pipe, *mine.pop(rng.randrange(len(mine))))
 
 

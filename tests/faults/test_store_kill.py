@@ -143,7 +143,7 @@ class Disk:
     def __init__(self, folder):
         self.folder = folder
         self._mounts = []
-        outer = self._mount(self._file(folder / 'outer.img', 800, 'btrfs'),
+        outer = self._mount(self._file(folder / 'outer.img', 4096, 'btrfs'),
                             'outer')
         self._image = self._file(outer / 'disk.img', 256, 'ext4')
         self.path = self._mount(self._image, 'disk')

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Upgrade, scopes, collection, compaction and limits of a chunk store."""
 
+import errno
 import io
 import os
 import random
@@ -342,6 +343,27 @@ def test_a_store_at_its_limit_takes_no_more(tmp_path):
     store.collect()
     assert store.used_bytes() < 3_000_000
     shutil.rmtree(tmp_path / 'c')
+
+
+def test_what_filled_the_disk_is_told_though_nothing_can_be_removed(
+        store, monkeypatch):
+    """The file system turned read-only behind the error that counts."""
+    def refuse(path, *arguments, **options):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    def fill(stream):
+        monkeypatch.setattr(Path, 'unlink', refuse)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(os, 'fdatasync', fill)
+    monkeypatch.setattr(ChunkStore, 'collect', lambda *arguments: None)
+    with pytest.raises(errors.StoreFull, match='No space'):
+        put(store, data_of(300_000))
+    monkeypatch.undo()
+    put(store, data_of(300_000, 2), image=OTHER)
+    store.refs.drop(OTHER, store.refs.all(OTHER)[0].manifest, '0' * 16)
+    store.collect()
+    assert not store.pack_files()
+    assert not list(store.folder.sessions.iterdir())
 
 
 def test_a_collection_that_is_not_needed_reads_nothing(store):
