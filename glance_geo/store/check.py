@@ -81,11 +81,15 @@ def _packs(store: ChunkStore, progress: Progress) -> Iterator[Problem]:
                 f'cut short: {size} of {end} bytes') +
                 f'; {lost} chunks set aside')
         if size >= 0:
-            yield from _headers(file, path)
+            yield from _headers(file, path, end)
     progress('packs', len(needed), len(needed))
 
 
-def _headers(file: str, path: Path) -> Iterator[Problem]:
+def _headers(file: str, path: Path, end: int) -> Iterator[Problem]:
+    """Yield the damage before the end of the last chunk that is needed.
+
+    What follows may be torn: it is being written, or was when the power went.
+    """
     found: list[tuple[int, str]] = []
     try:
         for _ in packs.entries(path, lambda at, text: found.append(
@@ -94,7 +98,8 @@ def _headers(file: str, path: Path) -> Iterator[Problem]:
     except FileNotFoundError:
         return      # compacted meanwhile
     for at, text in found:
-        yield Problem('pack', file, f'{text} at byte {at}')
+        if at < end:
+            yield Problem('pack', file, f'{text} at byte {at}')
 
 
 def _moved(store: ChunkStore, pack: int) -> bool:

@@ -47,6 +47,17 @@ def test_p2_check_finds_missing_and_truncated_packs(store):
     assert [kind for kind, _ in problems(store)].count('pack') == 2
 
 
+def test_check_tells_a_torn_end_from_damage(store):
+    """An end that was never synced is nobody's; a header before it is."""
+    put(store, data_of(500_000, holes=False))
+    path, entry = entry_at(store, 3)
+    with open(path, 'ab') as file:
+        file.write(bytes(5000))
+    assert problems(store, share=1.0) == []
+    flip(path, entry.offset - 10)
+    assert [kind for kind, _ in problems(store)] == ['pack']
+
+
 def test_check_of_a_share_reads_a_share(store, monkeypatch):
     put(store, data_of(3_000_000, holes=False))
     read = []
