@@ -108,6 +108,7 @@ def install_data_api(conf: cfg.ConfigOpts) -> None:
     options.register(conf)
     if conf[options.GROUP].metadata_backend == SQL:
         options.check_site(conf)
+        _install_sql(conf)
         _installed = True
         return
     _refuse_encrypted_locations(conf)
@@ -123,6 +124,34 @@ def install_data_api(conf: cfg.ConfigOpts) -> None:
     LOG.info('Metadata of site %s is in %s', conf[options.GROUP].site_name,
              conf[options.GROUP].metadata_backend.partition('@')[2]
              or conf[options.GROUP].metadata_backend)
+
+
+def _install_sql(conf: cfg.ConfigOpts) -> None:
+    """Let Glance's own data API run, repeated safely on CockroachDB."""
+    from oslo_db import options as db_options
+    db_options.set_defaults(conf)
+    if not (conf.database.connection or '').startswith('cockroachdb'):
+        return
+    from glance_geo.db.cockroachdb import plugin
+    group = conf[options.GROUP]
+    conf.set_override('connection_parameters', plugin.parameters(
+        conf.database.connection_parameters, group.sql_statement_timeout),
+        group='database')
+    api: Any = None
+
+    def get_api() -> Any:
+        nonlocal api
+        if api is None:
+            from glance.db.sqlalchemy import api as stock
+
+            from glance_geo.db.cockroachdb.calls import RepeatingAPI
+            api = RepeatingAPI(stock, group.sql_retry_time,
+                               group.sql_follower_reads)
+        return api
+    import glance.db
+    glance.db.get_api = get_api
+    import glance.quota.keystone
+    glance.quota.keystone.db = get_api()
 
 
 def _refuse_encrypted_locations(conf: cfg.ConfigOpts) -> None:

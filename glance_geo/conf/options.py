@@ -42,6 +42,21 @@ site_opts = [
              '``riak://host,host/bucket?type=…`` or ``memory://`` (tests). '
              'The operator guide has their options. ``sql`` leaves metadata '
              'to Glance\'s own database.'),
+    cfg.FloatOpt(
+        'sql_retry_time', default=15.0, min=0,
+        help='With ``metadata_backend = sql`` on CockroachDB: seconds for '
+             'which a transaction is repeated that lost against others, or '
+             'whose connection was lost, before a request answers 503.'),
+    cfg.FloatOpt(
+        'sql_statement_timeout', default=10.0, min=0,
+        help='Seconds after which a statement without an answer is given up: '
+             'a cluster without a quorum answers nothing. 0: never. Changes '
+             'of the schema are not limited.'),
+    cfg.BoolOpt(
+        'sql_follower_reads', default=False,
+        help='Let lists of images and metadata definitions read the nearest '
+             'replica, as it was some seconds ago. What was just created may '
+             'be missing in them.'),
     cfg.StrOpt(
         'agent_socket', default='/run/glance-geo/agent.sock',
         help='Unix socket on which this node\'s glance-geo-agent serves '

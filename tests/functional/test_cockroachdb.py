@@ -1,0 +1,381 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Glance's SQL data API under contention, lost nodes and lost answers.
+
+Against real serialization failures; on which database: tests/cockroach.py.
+"""
+
+import itertools
+import random
+import threading
+import traceback
+import uuid
+
+import glance.db.sqlalchemy.api as sql_api
+import pytest
+import sqlalchemy as sa
+import webob.exc
+from glance.common import exception
+from glance.context import RequestContext
+from glance.db.sqlalchemy import models, models_metadef
+from oslo_config import cfg
+from oslo_db import options
+from sqlalchemy.engine import make_url
+
+from glance_geo.db.cockroachdb import calls
+from tests import cockroach
+from tests.sqlproxy import SQLProxy
+
+ADMIN = RequestContext(is_admin=True, project_id='t')
+
+
+@pytest.fixture(scope='module')
+def database():
+    url = cockroach.database()
+    engine = sa.create_engine(url)
+    models.register_models(engine)
+    models_metadef.register_models(engine)
+    engine.dispose()
+    return url
+
+
+@pytest.fixture
+def connect(monkeypatch):
+    """Return a function that gives the data API over a URL."""
+    opened = []
+
+    def over(url, seconds=15.0):
+        options.set_defaults(cfg.CONF, connection=url)
+        cfg.CONF.set_override('connection', url, group='database')
+        cfg.CONF.set_override('max_retries', 0, group='database')
+        sql_api.clear_db_env()
+        opened.append(sql_api.get_engine())
+        return calls.RepeatingAPI(sql_api, seconds)
+    yield over
+    for engine in opened:
+        engine.dispose()
+    cfg.CONF.clear_override('connection', group='database')
+    cfg.CONF.clear_override('max_retries', group='database')
+    sql_api.clear_db_env()
+
+
+@pytest.fixture
+def api(connect, database):
+    return connect(database)
+
+
+def through(database, *proxies):
+    """Return a database's URL by way of proxies instead of its nodes."""
+    url = make_url(database).set(host=None, port=None)
+    query = {**url.query, 'host': tuple(
+        f'127.0.0.1:{proxy.port}' for proxy in proxies)}
+    return url.set(query=query).render_as_string(hide_password=False)
+
+
+@pytest.fixture
+def proxy(database):
+    made = SQLProxy(database)
+    yield made
+    made.stop()
+
+
+def new_image(api, **values):
+    return api.image_create(ADMIN, {
+        'id': str(uuid.uuid4()), 'status': 'queued', 'owner': 't',
+        'visibility': 'private', 'container_format': 'bare',
+        'disk_format': 'raw', 'properties': {}, **values})['id']
+
+
+def at_once(writers, turns, call):
+    """Run ``call(writer, turn)`` in threads; return what it raised."""
+    failed = []
+
+    def run(writer):
+        for turn in range(turns):
+            try:
+                call(writer, turn)
+            except Exception as error:
+                failed.append((writer, turn, error, ''.join(
+                    traceback.format_exception(error))))
+                print(failed[-1][3])
+    threads = [threading.Thread(target=run, args=(n,))
+               for n in range(writers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return failed
+
+
+# -- contention ------------------------------------------------------------
+def conditional_updates(api, writers, turns):
+    """Count by conditional updates of one image; return (told, stored)."""
+    image = new_image(api, status='queued')
+    told = itertools.count()
+    states = ('queued', 'saving')
+
+    def flip(writer, turn):
+        while True:
+            # Only one of those that saw a state may leave it.
+            present = api.image_get(ADMIN, image)
+            state = present['status']
+            count = next((int(p['value']) for p in present['properties']
+                          if p['name'] == 'count' and not p['deleted']), 0)
+            try:
+                api.image_update(ADMIN, image, {
+                    'status': states[state == 'queued'],
+                    'min_disk': present['min_disk'] + 1,
+                    'properties': {'count': str(count + 1)}},
+                    from_state=state)
+            except exception.Conflict:
+                continue
+            next(told)
+            return
+    assert not at_once(writers, turns, flip)
+    return next(told), api.image_get(ADMIN, image)
+
+
+def test_p1_conditional_updates_of_one_image_are_not_lost(api):
+    """Each flips the state that it saw; two from one state is a loss."""
+    told, stored = conditional_updates(api, 6, 20)
+    assert told == 120
+    # An even number of flips ends where it began; min_disk and the count
+    # were written with each.
+    assert stored['status'] == 'queued'
+
+
+# Every public function that writes, on one image, task or namespace.
+def writes(api, image, task, namespace):
+    name = itertools.count()
+
+    def unique(kind):
+        return f'{kind}{next(name)}'
+    label = {'name': unique('label')}
+    space = api.metadef_namespace_get(ADMIN, namespace)['id']
+    made = api.metadef_tag_create(ADMIN, namespace, label)['id']
+    return {
+        'image_update': lambda: api.image_update(
+            ADMIN, image, {'name': unique('n')}),
+        'image_set_property_atomic': lambda: api.image_set_property_atomic(
+            image, unique('p'), 'v'),
+        'image_location_add': lambda: api.image_location_add(
+            ADMIN, image, {'url': unique('file:///'), 'metadata': {},
+                           'status': 'active'}),
+        'image_property_create': lambda: api.image_property_create(
+            ADMIN, {'image_id': image, 'name': unique('q'), 'value': 'v'}),
+        'image_member_create': lambda: api.image_member_create(
+            ADMIN, {'image_id': image, 'member': unique('m'),
+                    'can_share': False}),
+        'image_tag_set_all': lambda: api.image_tag_set_all(
+            ADMIN, image, [unique('t')]),
+        'image_tag_create': lambda: api.image_tag_create(
+            ADMIN, image, unique('u')),
+        'task_update': lambda: api.task_update(
+            ADMIN, task, {'message': unique('m'), 'status': 'pending'}),
+        'task_get_all': lambda: api.task_get_all(ADMIN),
+        'tasks_get_by_image': lambda: api.tasks_get_by_image(ADMIN, image),
+        'metadef_namespace_update': lambda: api.metadef_namespace_update(
+            ADMIN, space, {'namespace': namespace,
+                           'description': unique('d')}),
+        'metadef_object_create': lambda: api.metadef_object_create(
+            ADMIN, namespace, {'name': unique('o'), 'json_schema': {}}),
+        'metadef_property_create': lambda: api.metadef_property_create(
+            ADMIN, namespace, {'name': unique('r'), 'json_schema': {}}),
+        'metadef_tag_update': lambda: api.metadef_tag_update(
+            ADMIN, namespace, made, label),
+        'metadef_resource_type_create': lambda: (
+            api.metadef_resource_type_create(ADMIN, {
+                'name': f'{namespace}{unique("y")}', 'protected': False})),
+        'node_reference_create': lambda: api.node_reference_create(
+            ADMIN, f'http://{namespace}{unique("n")}'),
+        'image_create': lambda: new_image(api),
+        'task_create': lambda: new_task(api, image),
+        'image_get': lambda: api.image_get(ADMIN, image),
+        'image_get_all': lambda: api.image_get_all(ADMIN)}
+
+
+def new_task(api, image):
+    return api.task_create(ADMIN, {
+        'id': str(uuid.uuid4()), 'type': 'import', 'status': 'pending',
+        'owner': 't', 'image_id': image, 'input': {'a': 'b'},
+        'message': 'm'})['id']
+
+
+def test_p1_every_call_succeeds_under_contention(api):
+    """All of them at once, on one image: no 500, no 503."""
+    image = new_image(api)
+    namespace = f'n{uuid.uuid4().hex[:8]}'
+    api.metadef_namespace_create(ADMIN, {
+        'namespace': namespace, 'visibility': 'public', 'protected': False,
+        'owner': 't'})
+    all_of = writes(api, image, new_task(api, image), namespace)
+    failed = at_once(6, 4, lambda writer, turn: [
+        call() for call in random.sample(list(all_of.values()),
+                                         len(all_of))])
+    assert not failed
+
+
+def test_p1_one_of_many_takes_the_import_lock(api):
+    image = new_image(api)
+    won = []
+
+    def take(writer, turn):
+        try:
+            api.image_set_property_atomic(image, f'lock{turn}', str(writer))
+        except exception.Duplicate:
+            return
+        won.append(turn)
+    assert not at_once(6, 10, take)
+    assert sorted(won) == list(range(10))
+
+
+# -- lost answers ----------------------------------------------------------
+@pytest.mark.parametrize('where', ['before', 'after', 'ambiguous'])
+@pytest.mark.parametrize('name', ['image_create', 'image_tag_create',
+                                  'task_create', 'image_update'])
+def test_p1_a_commit_without_an_answer_is_neither_lost_nor_repeated(
+        connect, database, proxy, name, where):
+    api = connect(through(database, proxy))
+    image = new_image(api)
+    before = len(proxy.asked)
+    proxy.lose_commit(where)
+    if name == 'image_create':
+        made = new_image(api, name='once')
+        assert api.image_get(ADMIN, made)['name'] == 'once'
+    elif name == 'image_tag_create':
+        api.image_tag_create(ADMIN, image, 'once')
+        assert api.image_tag_get_all(ADMIN, image) == ['once']
+    elif name == 'task_create':
+        task = new_task(api, image)
+        assert api.task_get(ADMIN, task)['input'] == {'a': 'b'}
+    else:
+        api.image_update(ADMIN, image, {'min_ram': 7})
+        assert api.image_get(ADMIN, image)['min_ram'] == 7
+    commits = sum('INSERT INTO geo_commits (id) VALUES' in text
+                  for text in proxy.asked[before:])
+    assert commits == (2 if where == 'before' else 1)
+
+
+def test_p1_a_late_commit_is_refused_once_it_was_said_not_to_be(
+        database):
+    """The fence holds, whenever the old transaction comes to its end."""
+    import time
+
+    import psycopg2
+
+    from glance_geo.db.cockroachdb import commits
+    url = make_url(database)
+    dsn = url.set(drivername='postgresql', query={}).render_as_string(
+        hide_password=False)
+    marker = commits.new_marker()
+    late = psycopg2.connect(dsn)
+    late.autocommit = True
+    cursor = late.cursor()
+    cursor.execute(commits.CREATE)
+    cursor.execute('BEGIN')
+    cursor.execute('SELECT count(*) FROM images')
+    assert commits.happened(dsn, marker, time.monotonic() + 10) is False
+    assert commits.happened(dsn, marker, time.monotonic() + 10) is False
+    with pytest.raises(psycopg2.Error):
+        cursor.execute(f'{commits.enter(marker)}; COMMIT')
+    late.close()
+
+
+def test_an_answer_nobody_can_give_is_503_and_never_repeated(
+        connect, database, proxy, monkeypatch):
+    from glance_geo.db.cockroachdb import connection
+    monkeypatch.setattr(connection, '_CERTAINTY_SECONDS', 0.5)
+    api = connect(through(database, proxy))
+    image = new_image(api)
+    proxy.lose_commit('before')
+    real = proxy._query if hasattr(proxy, '_query') else None
+    assert real is None
+    monkeypatch.setattr('glance_geo.db.cockroachdb.commits.happened',
+                        lambda *arguments, **options: None)
+    with pytest.raises(webob.exc.HTTPServiceUnavailable,
+                       match='unknown whether'):
+        api.image_tag_create(ADMIN, image, 'maybe')
+    assert api.image_tag_get_all(ADMIN, image) == []
+
+
+# -- nodes -----------------------------------------------------------------
+def test_another_node_takes_over(connect, database, proxy):
+    other = SQLProxy(database)
+    api = connect(through(database, proxy, other))
+    image = new_image(api)
+    stop = threading.Event()
+
+    def turn_them_off():
+        for each in itertools.cycle((proxy, other)):
+            if stop.wait(0.3):
+                return
+            each.kill()
+            if stop.wait(0.2):
+                return
+            each.start()
+    turning = threading.Thread(target=turn_them_off)
+    turning.start()
+    try:
+        failed = at_once(4, 25, lambda writer, turn: api.image_tag_create(
+            ADMIN, image, f'{writer}.{turn}'))
+    finally:
+        stop.set()
+        turning.join()
+        for each in (proxy, other):
+            each.kill()
+            each.start()
+    assert not failed
+    assert len(api.image_tag_get_all(ADMIN, image)) == 100
+    other.stop()
+
+
+def test_a_silent_node_is_given_up(connect, database, proxy):
+    url = through(database, proxy) + '&geo_statement_timeout=1'
+    api = connect(url, seconds=1.0)
+    image = new_image(api)
+    proxy.silence()
+    with pytest.raises(webob.exc.HTTPServiceUnavailable):
+        api.image_get(ADMIN, image)
+
+
+def test_no_quorum_for_writes_is_503_and_reads_go_on(connect, database):
+    """A lock that nobody gives back is what a lost quorum looks like."""
+    api = connect(f'{database}&geo_statement_timeout=1', seconds=1.0)
+    image = new_image(api)
+    blocker = sa.create_engine(database, pool_size=1)
+    with blocker.begin() as connection:
+        connection.execute(sa.text(
+            'SELECT 1 FROM images WHERE id = :id FOR UPDATE'),
+            {'id': image})
+        with pytest.raises(webob.exc.HTTPServiceUnavailable) as refused:
+            api.image_update(ADMIN, image, {'name': 'x'})
+        assert refused.value.headers['Retry-After']
+        assert api.image_get(ADMIN, image)['name'] is None
+    blocker.dispose()
+    api.image_update(ADMIN, image, {'name': 'x'})
+
+
+# -- round trips -----------------------------------------------------------
+def test_round_trips_of_each_call(connect, database, proxy):
+    """What waits for the far end; stock Glance's counts are beside them."""
+    api = connect(through(database, proxy))
+    image = new_image(api)
+
+    def trips(call):
+        call()      # connected, and it is known what reads with how many
+        before = len(proxy.asked)
+        call()
+        return len(proxy.asked) - before
+    counted = {
+        'image_get': trips(lambda: api.image_get(ADMIN, image)),
+        'image_get_all': trips(lambda: api.image_get_all(ADMIN)),
+        'image_update': trips(lambda: api.image_update(
+            ADMIN, image, {'name': 'x'})),
+        'image_create': trips(lambda: new_image(api)),
+        'image_tag_create': trips(lambda: api.image_tag_create(
+            ADMIN, image, uuid.uuid4().hex)),
+        'image_destroy': trips(lambda: api.image_destroy(
+            ADMIN, new_image(api)))}
+    print(counted)
+    assert counted['image_get'] == 1
+    assert counted['image_get_all'] == 1
+    assert counted['image_tag_create'] == 2
