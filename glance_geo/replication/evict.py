@@ -51,6 +51,7 @@ class Evictor:
         self._order = order
         self._evicted = evicted
         self._lock = threading.Lock()
+        self._making_room = threading.Lock()
         self._leaving: set[tuple[str, bytes]] = set()
         self.done = Evicted()
 
@@ -66,8 +67,13 @@ class Evictor:
                 found.append(copy)
         return sorted(found, key=lambda copy: copy.used)
 
-    def make_room(self, candidates: Sequence[KeptCopy]) -> None:
+    def make_room(self) -> None:
         """Evict until the store is below its limit, as far as may be."""
+        # One at a time: two would each free all of it.
+        with self._making_room:
+            self._make_room(self.evictable())
+
+    def _make_room(self, candidates: Sequence[KeptCopy]) -> None:
         limit = self._store.limit
         # Not what the packs take: what is dead in them is compaction's.
         over = self._store.live_bytes() - limit * _LOW_WATER if limit else 0

@@ -183,7 +183,7 @@ class Keeper:
             for bits in self._settle(image):
                 if bits.deleted:
                     self._forget_holding(bits.image)
-        self._evictor.make_room(self._evictor.evictable())
+        self._evictor.make_room()
         evictable = {(copy.image, copy.manifest)
                      for copy in self._evictor.evictable()}
         # The statistics say how much could go.

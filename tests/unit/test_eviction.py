@@ -127,6 +127,20 @@ def test_p8_a_part_promises_nothing(sites):  # noqa: F811
         nantes.agent.evictor.promise('rennes', IMAGE, manifest)
 
 
+def test_collections_at_once_evict_no_more_than_one_would(
+        sites):  # noqa: F811
+    rennes = sites[1]
+    fetched(sites)
+    rennes.store.limit = 1 << 20
+    threads = [threading.Thread(target=rennes.agent.keeper.collect)
+               for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert rennes.agent.evictor.done.copies == 1
+
+
 def test_make_room_takes_the_least_recently_read_and_no_more(
         sites):  # noqa: F811
     paris, rennes, _ = sites
