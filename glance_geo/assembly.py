@@ -134,6 +134,8 @@ def _install_sql(conf: cfg.ConfigOpts) -> None:
         return
     from glance_geo.db.cockroachdb import plugin
     group = conf[options.GROUP]
+    # Our calls have a limit of their own.
+    conf.set_override('max_retries', 0, group='database')
     conf.set_override('connection_parameters', plugin.parameters(
         conf.database.connection_parameters, group.sql_statement_timeout),
         group='database')
@@ -152,6 +154,25 @@ def _install_sql(conf: cfg.ConfigOpts) -> None:
     glance.db.get_api = get_api
     import glance.quota.keystone
     glance.quota.keystone.db = get_api()
+
+
+def sql_engine(conf: cfg.ConfigOpts) -> Any:
+    """Return the engine of Glance's own database, for its operators.
+
+    :raises ConfigurationInvalid: it is none that this package supports
+    """
+    options.register(conf)
+    backend = conf[options.GROUP].metadata_backend
+    if backend != SQL:
+        raise errors.ConfigurationInvalid(
+            '[glance_geo] metadata_backend is not sql: there is no database '
+            'of Glance\'s own')
+    if not (conf.database.connection or '').startswith('cockroachdb'):
+        raise errors.ConfigurationInvalid(
+            '[database] connection is no cockroachdb:// URL: use '
+            'glance-manage for other databases')
+    from glance.db.sqlalchemy import api
+    return api.get_engine()
 
 
 def _refuse_encrypted_locations(conf: cfg.ConfigOpts) -> None:

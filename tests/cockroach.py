@@ -116,7 +116,7 @@ class PostgreSQL:
         self._prepare()
         self.execute('postgres', f'CREATE DATABASE {name} TEMPLATE '
                                  'compatible')
-        return f'cockroachdb://root@127.0.0.1:{self.port}/{name}?{PLUGIN}'
+        return f'cockroachdb+psycopg2://root@127.0.0.1:{self.port}/{name}?{PLUGIN}'
 
     def execute(self, database, statement):
         """Run statements; return the last one's first row, if any."""

@@ -17,12 +17,15 @@ class SQLProxy:
     """Forwards to the server of a URL, message by message.
 
     :ivar asked: the queries that were sent, in order
+    :ivar dies_at: told each query before it is passed on; the node dies
+        instead when it returns true
     """
 
     def __init__(self, url):
         url = make_url(url)
         self._server = (url.host, url.port)
         self.asked = []
+        self.dies_at = None
         self._lose = None
         self._silent = threading.Event()
         self._listening = None
@@ -136,6 +139,10 @@ class _Link:
 
     def _query(self, text):
         self._proxy.asked.append(text)
+        if self._proxy.dies_at and self._proxy.dies_at(text):
+            self._proxy.dies_at = None
+            self._proxy.kill()
+            raise OSError('died')
         if 'COMMIT' in text and self._proxy._lose:
             self._losing, self._proxy._lose = self._proxy._lose, None
             if self._losing == 'before':

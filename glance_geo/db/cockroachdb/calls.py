@@ -75,8 +75,7 @@ _READS_BACK = ('image_create', 'image_update', 'task_create', 'task_update')
 
 def unavailable(name: str, error: Exception) -> webob.exc.HTTPException:
     """Return the answer to a user when the database gives none."""
-    text = str(getattr(error, 'inner_exception', None) or error)
-    line = text.strip().partition('\n')[0]
+    line = filters.explain(error)
     if isinstance(error, faults.AmbiguousCommit):
         line = f'it is unknown whether the change was stored ({line})'
     LOG.error('%s: %s', name, line)
@@ -129,15 +128,11 @@ class _Call:
 
     def _attempt(self, allowed: scope.Scope, arguments: tuple[Any, ...],
                  options: dict[str, Any]) -> Any:
-        outer = scope.current()
-        scope.enter(allowed)
-        try:
+        with scope.within(allowed):
             # Some functions take their arguments apart.
             return self._function(
                 *(_copied(each) for each in arguments),
                 **{key: _copied(each) for key, each in options.items()})
-        finally:
-            scope.enter(outer)
 
     def _with_id(self, arguments: tuple[Any, ...], options: dict[str, Any],
                  ) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -24,6 +24,12 @@ LOG = logging.getLogger(__name__)
 _READS = ('SELECT', 'SHOW', 'SET', 'EXPLAIN', 'SAVEPOINT', 'RELEASE',
           'ROLLBACK', 'VALUES')
 _SCHEMA = ('CREATE', 'ALTER', 'DROP')
+_THERE = (errorcodes.DUPLICATE_TABLE, errorcodes.DUPLICATE_COLUMN,
+          errorcodes.DUPLICATE_OBJECT)
+_GONE = (errorcodes.UNDEFINED_TABLE, errorcodes.UNDEFINED_COLUMN,
+         errorcodes.UNDEFINED_OBJECT)
+# What a change of the schema says when it was made already.
+_DONE = {'CREATE': _THERE, 'ALTER': _THERE + _GONE[1:], 'DROP': _GONE}
 _STALE = ' AS OF SYSTEM TIME follower_read_timestamp()'
 _LEVELS = {
     extensions.ISOLATION_LEVEL_READ_UNCOMMITTED: 'READ UNCOMMITTED',
@@ -59,9 +65,16 @@ class Cursor(extensions.cursor):
 
     def execute(self, query: Any, vars: Any = None) -> None:
         text = _text(query, self.connection)
-        sent = self.connection.before(verb(text)) + text
-        with self.connection.watched():
-            super().execute(sent, vars)
+        word = verb(text)
+        sent = self.connection.before(word) + text
+        try:
+            with self.connection.watched():
+                super().execute(sent, vars)
+        except psycopg2.Error as error:
+            if not (scope.current().resuming
+                    and error.pgcode in _DONE.get(word, ())):
+                raise
+            LOG.info('Done before: %s', str(error).strip())
 
     def executemany(self, query: Any, vars_list: Any) -> None:
         text = _text(query, self.connection)
@@ -147,8 +160,12 @@ class Connection(extensions.connection):
 
         :raises NeedsTransaction: the call began to read without one
         """
-        if word in _SCHEMA and not self._changed_schema:
+        if word in _SCHEMA:
+            # Each by itself: CockroachDB is limited in what it changes
+            # together, and slow.
+            self.commit()
             self._unlimited()
+            return ''
         if not self._idle():
             self._wrote |= word not in _READS
             return ''
@@ -166,6 +183,8 @@ class Connection(extensions.connection):
 
     def _unlimited(self) -> None:
         """Let changes of the schema take the time that they need."""
+        if self._changed_schema:
+            return
         self._changed_schema = True
         with super().cursor() as cursor:
             cursor.execute('SET statement_timeout = 0')

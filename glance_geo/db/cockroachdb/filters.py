@@ -22,6 +22,17 @@ _RETRY = ('40001', '40P01')
 _UNANSWERED = ('58C00', '58C01', '57014', '25P03', '25P04')
 _LOST = ('08', '57P')
 _KEY = re.compile(r'Key \((?P<columns>.*?)\)=\((?P<values>.*)\)', re.DOTALL)
+_ADVICE = (
+    ('does not exist', 'create it, and let the user in, as the operator '
+     'guide says'),
+    ('certificate', 'check sslrootcert, sslcert and sslkey in the URL'),
+    ('SSL', 'the nodes must serve TLS, or the URL say sslmode=disable'),
+    ('authentication failed', 'check user, password and certificate'),
+    ('license', 'leave the feature out, or enter a licence'),
+    ('refused', 'is the node up, and the port right?'))
+# How libpq begins when it finds no server, which has no SQLSTATE.
+_NO_CONNECTION = ('connection to server', 'could not translate host',
+                  'could not connect')
 _registered = False
 
 
@@ -32,6 +43,16 @@ def sqlstate(error: BaseException) -> str:
 
 def _first_line(error: BaseException) -> str:
     return str(getattr(error, 'orig', error)).strip().partition('\n')[0]
+
+
+def explain(error: BaseException) -> str:
+    """Return one line for people: what failed, and what to do."""
+    cause = getattr(error, 'inner_exception', None) or error
+    line = _first_line(cause).strip()
+    for text, advice in _ADVICE:
+        if text in line:
+            return f'{line}: {advice}'
+    return line
 
 
 def _columns(text: str) -> list[str]:
@@ -77,7 +98,8 @@ def translate(error: Any, match: Any, engine_name: str,
     if state == '23514':
         raise exception.DBConstraintError(
             diagnosis.table_name, diagnosis.constraint_name, error)
-    if state.startswith(_LOST):
+    if state.startswith(_LOST) or (
+            not state and _first_line(error).startswith(_NO_CONNECTION)):
         raise exception.DBConnectionError(error)
 
 

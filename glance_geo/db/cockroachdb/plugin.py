@@ -135,6 +135,9 @@ class CockroachDBPlugin(CreateEnginePlugin):
     def engine_created(self, engine: Any) -> None:
         event.listen(engine, 'connect', self._connected)
         event.listen(engine, 'checkout', self._checked_out)
+        # SQLAlchemy asks nobody about a connection that can't be made,
+        # unless somebody listens to the dialect itself.
+        event.listen(engine.dialect, 'handle_error', lambda context: None)
 
     def _connected(self, made: Any, record: Any) -> None:
         if self._ready:

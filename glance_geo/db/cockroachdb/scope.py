@@ -7,6 +7,8 @@ it is safe to read without a transaction, and whether old data will do.
 
 import dataclasses
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _local = threading.local()
 
@@ -17,12 +19,14 @@ class Scope:
 
     :ivar single: it reads with one statement, which needs no transaction
     :ivar stale: data that is some seconds old will do
+    :ivar resuming: changes of the schema may have been made before
     :ivar statements: sent so far
     :ivar committed: a transaction that wrote was committed
     """
 
     single: bool = False
     stale: bool = False
+    resuming: bool = False
     statements: int = 0
     committed: bool = False
 
@@ -32,6 +36,12 @@ def current() -> Scope:
     return getattr(_local, 'scope', None) or Scope()
 
 
-def enter(scope: Scope | None) -> None:
-    """Make a scope the thread's; None ends it."""
+@contextmanager
+def within(scope: Scope) -> Iterator[Scope]:
+    """Make a scope the thread's, for as long as the context lasts."""
+    outer = getattr(_local, 'scope', None)
     _local.scope = scope
+    try:
+        yield scope
+    finally:
+        _local.scope = outer
