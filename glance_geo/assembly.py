@@ -30,6 +30,7 @@ SQL = 'sql'
 
 _data_api: DataAPI | None = None
 _installed = False
+_sql_records: RecordStore | None = None
 _local_agents: dict[str, LocalAgent] = {}
 
 
@@ -194,6 +195,39 @@ def installed_data_api(conf: cfg.ConfigOpts) -> DataAPI:
     return _data_api
 
 
+def records(conf: cfg.ConfigOpts) -> RecordStore:
+    """Return the records that replication follows, opened if need be.
+
+    :raises ConfigurationInvalid: naming the option
+    """
+    global _sql_records
+    options.register(conf)
+    if conf[options.GROUP].metadata_backend != SQL:
+        return installed_data_api(conf).records
+    if _sql_records is None:
+        options.check_site(conf)
+        url = conf.database.connection or ''
+        if not url.startswith('cockroachdb'):
+            raise errors.ConfigurationInvalid(
+                '[glance_geo] metadata_backend = sql: the agent needs a '
+                '[database] connection = cockroachdb://…; on other databases '
+                'geo stores serve what their node holds')
+        from glance_geo.db.engines import open_engine
+        from glance_geo.db.sqlrecords import SQLRecords
+        from glance_geo.db.sqlsource import SQLSource
+        _sql_records = SQLRecords(open_engine(url),
+                                  conf[options.GROUP].site_name,
+                                  SQLSource(url))
+    return _sql_records
+
+
+def location_metadata(conf: cfg.ConfigOpts) -> dict[str, str]:
+    """Return what a location must say that metadata does not: the site."""
+    options.register(conf)
+    group = conf[options.GROUP]
+    return {'site': group.site_name} if group.metadata_backend == SQL else {}
+
+
 def chunk_store(conf: cfg.ConfigOpts) -> ChunkStore:
     """Open the node's chunk store.
 
@@ -282,7 +316,7 @@ def agent(conf: cfg.ConfigOpts) -> Agent:
     peers = [PeerClient(site, host, port, tls, group.peer_timeout)
              for site, host, port in options.peers(conf)]
     return Agent(group.site_name, options.node_name(conf),
-                 installed_data_api(conf).records, chunk_store(conf), peers,
+                 records(conf), chunk_store(conf), peers,
                  Intervals(group.sync_interval, group.audit_interval,
                            group.tombstone_interval),
                  KeeperRules(group.collect_interval, group.geo_trash_days,

@@ -22,6 +22,7 @@ from contextlib import closing
 from pathlib import Path
 
 import psycopg2
+import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
 from tests.servers import free_port, until
@@ -177,3 +178,20 @@ def server():
 def database():
     """Return the URL of a new database, with the plugin."""
     return server().database()
+
+
+def plain(url):
+    """Return a database's URL without the plugin."""
+    return make_url(url).difference_update_query(
+        ['plugin']).render_as_string(hide_password=False)
+
+
+def count(url, table):
+    """Return how many rows a table of a database has."""
+    engine = sa.create_engine(url)
+    try:
+        with engine.connect() as connection:
+            return connection.execute(sa.text(
+                f'SELECT count(*) FROM {table}')).scalar()
+    finally:
+        engine.dispose()

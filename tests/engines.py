@@ -4,7 +4,7 @@
 ``urls(name, folder)`` gives the address of an empty one. Servers are started
 when first needed and stopped with the test process. With
 ``GLANCE_GEO_TEST_RIAK=host:pb_port,host:pb_port`` Riak is that cluster,
-otherwise a stand-in at the wire.
+otherwise a stand-in at the wire. CockroachDB: ``tests/cockroach.py``.
 """
 
 import atexit
@@ -12,10 +12,10 @@ import functools
 import os
 import uuid
 
-from tests import servers
+from tests import cockroach, servers
 
 NAMES = ('memory', 'sqlite', 'redis', 'redis-sentinel', 'redis-cluster',
-         'riak')
+         'riak', 'cockroachdb')
 #: One per product, for suites that take long.
 PRODUCTS = ('memory', 'sqlite', 'redis', 'riak')
 
@@ -49,6 +49,8 @@ def url(name, folder):
         return 'memory://'
     if name == 'sqlite':
         return f'sqlite:///{folder}/{fresh}.db'
+    if name == 'cockroachdb':
+        return cockroach.database()
     if name == 'riak':
         kind = os.environ.get('GLANCE_GEO_TEST_RIAK_TYPE', 'default')
         # An index answers from one replica: suites that list what they have

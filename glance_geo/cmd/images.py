@@ -55,7 +55,7 @@ class ImageShow(lister.Lister):
 
     def take_action(self, parsed_args):
         conf = self.app.configuration()
-        records = assembly.installed_data_api(conf).records
+        records = assembly.records(conf)
         record = records.get('image', parsed_args.image)
         if record is None or image_bits(record).deleted:
             raise errors.ConfigurationInvalid(
@@ -76,7 +76,7 @@ class ImageList(lister.Lister):
 
     def take_action(self, parsed_args):
         conf = self.app.configuration()
-        records = assembly.installed_data_api(conf).records
+        records = assembly.records(conf)
         whole: dict[str, list[str]] = {}
         for holding in holdings(records.list('holding')):
             if holding['here'] == holding['total']:

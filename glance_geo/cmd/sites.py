@@ -123,7 +123,7 @@ class SiteRetire(command.Command):
         from glance_geo.replication import audit, membership
         conf = self.app.configuration()
         own = conf[options.GROUP].site_name
-        records = assembly.installed_data_api(conf).records
+        records = assembly.records(conf)
         if not parsed_args.force:
             try:
                 # What it has now, not what it had when it was last heard of.
@@ -164,7 +164,7 @@ class SiteBootstrap(show.ShowOne):
         from glance_geo.replication import bootstrap
         conf = self.app.configuration()
         assembly.refuse_running_agent(conf)
-        records = assembly.installed_data_api(conf).records
+        records = assembly.records(conf)
         if records.replicates:
             raise errors.ConfigurationInvalid(
                 'metadata_backend replicates by itself: there is nothing to '

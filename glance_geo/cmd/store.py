@@ -210,7 +210,7 @@ def _listed(conf, store):
     own = conf[options.GROUP].site_name
     site_wide = conf[store].geo_dedup_scope == 'site'
     found = []
-    for record in assembly.installed_data_api(conf).records.list('image'):
+    for record in assembly.records(conf).list('image'):
         bits = image_bits(record)
         project = chunk_project(bits, site_wide)
         for loc in bits.locations:

@@ -35,7 +35,7 @@ class TrashList(lister.Lister):
 
     def take_action(self, parsed_args):
         conf = self.app.configuration()
-        records = assembly.installed_data_api(conf).records
+        records = assembly.records(conf)
         found = []
         for record in records.walk('image.deleted'):
             due = _in_trash(conf, record)

@@ -12,6 +12,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from glance.db.sqlalchemy import models, models_metadef
+from oslo_db.exception import DBError
 
 from glance_geo.core import errors
 from glance_geo.db import rows
@@ -40,13 +41,18 @@ class SQLSource:
     """A connection to Glance's database; it only reads."""
 
     def __init__(self, url: str):
-        self._engine = sa.create_engine(url.removeprefix('sql+'))
+        made = sa.make_url(url.removeprefix('sql+'))
+        if made.get_backend_name() == 'cockroachdb' and (
+                'plugin' not in made.query):
+            made = made.update_query_dict({'plugin': 'glance_geo'})
+        self._engine = sa.create_engine(made)
 
-    def _rows(self, query: Any) -> list[Any]:
+    def rows(self, query: Any) -> list[Any]:
+        """Return what a query selects, as mappings."""
         try:
             with self._engine.connect() as connection:
                 return list(connection.execute(query).mappings())
-        except sa.exc.SQLAlchemyError as error:
+        except (sa.exc.SQLAlchemyError, DBError) as error:
             # Its text may hold the statement; never the URL.
             raise errors.EngineUnavailable(
                 f'SQL database at {self._engine.url.host or "a file"}: '
@@ -60,7 +66,7 @@ class SQLSource:
 
     def count(self) -> int:
         return sum(
-            self._rows(sa.select(sa.func.count().label('n')).select_from(
+            self.rows(sa.select(sa.func.count().label('n')).select_from(
                 _table(model)).where(self._live(model)))[0]['n']
             for model in (models.Image, models.Task,
                           models_metadef.MetadefResourceType,
@@ -74,23 +80,27 @@ class SQLSource:
                 table.c.id).limit(_BATCH)
             if last is not None:
                 query = query.where(table.c.id > last)
-            page = self._rows(query)
+            page = self.rows(query)
             if page:
                 yield page
             if len(page) < _BATCH:
                 return
             last = page[-1]['id']
 
-    def _of(self, model: Any, column: str, ids: Sequence[Any],
-            ) -> dict[Any, list[Mapping[str, Any]]]:
-        """Return the live rows that belong to others, by those others."""
+    def of(self, model: Any, column: str, ids: Sequence[Any],
+           deleted: bool = False) -> dict[Any, list[Mapping[str, Any]]]:
+        """Return the rows that belong to others, by those others.
+
+        :param deleted: also those that Glance has marked as deleted
+        """
         table = _table(model)
         found: dict[Any, list[Mapping[str, Any]]] = {}
         query = sa.select(table).where(
-            self._live(model), table.c[column].in_(ids))
+            sa.true() if deleted else self._live(model),
+            table.c[column].in_(ids))
         if 'id' in table.c:
             query = query.order_by(table.c.id)
-        for row in self._rows(query):
+        for row in self.rows(query):
             found.setdefault(row[column], []).append(row)
         return found
 
@@ -104,7 +114,7 @@ class SQLSource:
     def _images(self, site: str) -> Iterator[Found]:
         for page in self._batches(models.Image):
             ids = [row['id'] for row in page]
-            parts = [self._of(model, 'image_id', ids) for model in (
+            parts = [self.of(model, 'image_id', ids) for model in (
                 models.ImageProperty, models.ImageTag, models.ImageLocation,
                 models.ImageMember)]
             for row in page:
@@ -146,7 +156,7 @@ class SQLSource:
     # -- tasks ------------------------------------------------------------
     def _tasks(self) -> Iterator[Found]:
         for page in self._batches(models.Task):
-            infos = self._of(models.TaskInfo, 'task_id',
+            infos = self.of(models.TaskInfo, 'task_id',
                              [row['id'] for row in page])
             for row in page:
                 fields: dict[str, Any] = {
@@ -175,7 +185,7 @@ class SQLSource:
                     **self._times(row)}
         for page in self._batches(models_metadef.MetadefNamespace):
             ids = [row['id'] for row in page]
-            parts = {sort: self._of(model, 'namespace_id', ids)
+            parts = {sort: self.of(model, 'namespace_id', ids)
                      for sort, model in (
                          ('object', models_metadef.MetadefObject),
                          ('property', models_metadef.MetadefProperty),

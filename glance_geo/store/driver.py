@@ -170,7 +170,8 @@ class Store(driver.Store):
         # Nobody waits for it.
         threading.Thread(target=self._advise, args=(image_id, stored),
                          name='geo-advice', daemon=True).start()
-        metadata = {'store': self.backend_group}
+        metadata = {'store': self.backend_group,
+                    **assembly.location_metadata(self.conf)}
         return (issued.uri, stored.size, stored.checksum, stored.multihash,
                 metadata)
 

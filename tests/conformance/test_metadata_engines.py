@@ -255,12 +255,9 @@ def test_p1_sqlite_keeps_what_it_acknowledged(tmp_path):
     assert mode == 2    # FULL
 
 
-def test_many_may_begin_a_new_sqlite_database_at_once(tmp_path):
+@pytest.mark.parametrize('name, turns', [('sqlite', 20), ('cockroachdb', 3)])
+def test_many_may_begin_a_new_database_at_once(tmp_path, name, turns):
     """As the processes of a node do when they start for the first time."""
-    import threading
-
-    from glance_geo.core import errors
-    from glance_geo.db.engines import open_engine
     failures = []
 
     def begin(url, start):
@@ -269,10 +266,10 @@ def test_many_may_begin_a_new_sqlite_database_at_once(tmp_path):
             open_engine(url).close()
         except errors.GeoError as error:
             failures.append(error)
-    for turn in range(20):
-        start = threading.Barrier(6)
-        threads = [threading.Thread(target=begin, args=(
-            f'sqlite:///{tmp_path}/{turn}.db', start)) for _ in range(6)]
+    for _ in range(turns):
+        start, url = threading.Barrier(6), engines.url(name, tmp_path)
+        threads = [threading.Thread(target=begin, args=(url, start))
+                   for _ in range(6)]
         for thread in threads:
             thread.start()
         for thread in threads:

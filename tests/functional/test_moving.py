@@ -144,7 +144,7 @@ def sql(tmp_path):
     return f'sql+{url}'
 
 
-@pytest.mark.parametrize('target', engines.PRODUCTS[1:])
+@pytest.mark.parametrize('target', [*engines.PRODUCTS[1:], 'cockroachdb'])
 def test_from_glances_sql_database(sql, target, tmp_path):
     url = engines.url(target, tmp_path)
     config = configure(tmp_path, url)

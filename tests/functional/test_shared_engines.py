@@ -6,14 +6,23 @@ import json
 
 import pytest
 
-from tests import engines, servers
+from tests import cockroach, engines, servers
 from tests.functional.labs import Client, Lab, command, wait
 from tests.riakserver import RiakStandIn
 
 
-@pytest.fixture(scope='module', params=['riak', 'redis'])
+@pytest.fixture(scope='module', params=['riak', 'redis', 'cockroachdb',
+                                        'sql'])
 def lab(request, tmp_path_factory):
-    if request.param == 'riak':
+    if request.param in ('cockroachdb', 'sql'):
+        # A key-value engine in its tables, or Glance's own SQL.
+        url = cockroach.database()
+        if request.param == 'sql':
+            url = f'sql+{url}'
+
+        def stop():
+            pass
+    elif request.param == 'riak':
         server = RiakStandIn()
         url, stop = f'{engines.riak_address()}/shared', server.shutdown
     else:

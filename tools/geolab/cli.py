@@ -30,8 +30,10 @@ def _parser():
                     help='names, separated by commas (default: %(default)s)')
     up.add_argument('--metadata', default='sqlite',
                     help='metadata engine: sqlite, redis (a server per '
-                         'site), or the URL of one that all sites share, '
-                         'such as riak://host:8087 (default: %(default)s)')
+                         'site), cockroachdb (a cluster with a node per '
+                         'site, for Glance\'s own SQL), or the URL of one '
+                         'that all sites share, such as riak://host:8087 or '
+                         'sql+cockroachdb://… (default: %(default)s)')
     up.add_argument('--wan', nargs='?', const='', metavar='SHAPE',
                     help='a network namespace per site, links shaped as in '
                          'delay=25ms,rate=100mbit,loss=0.1%% (needs root)')

@@ -14,14 +14,15 @@ import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from geolab import layout, processes
+from geolab import cockroach, layout, processes
 from geolab.links_relay import RelayLinks
 from geolab.links_wan import WanLinks, parse
 from geolab.processes import LabError
 
 _METADATA = {'sqlite': 'sqlite:///{folder}/metadata.db',
-             'redis': 'redis://127.0.0.1:{port}'}
+             'redis': 'redis://127.0.0.1:{port}', 'cockroachdb': None}
 _REDIS_PORT = 6379
+_COCKROACH_PORTS = 26257, 8080
 _AGENT_PORT = 9494
 _API_PORT = 9292
 
@@ -93,6 +94,8 @@ class Lab:
             raise LabError(f'--metadata {metadata}: use '
                            f'{", ".join(_METADATA)}, or the URL of an engine '
                            f'that all sites share')
+        if metadata == 'cockroachdb':
+            cockroach.binary()
         if len(set(names)) != len(names):
             raise LabError('--sites: names must differ')
         if self._state_file.exists() or processes.running(self.folder):
@@ -110,13 +113,10 @@ class Lab:
                 layout.write_site(
                     self.folder / name, name, site['endpoint'],
                     site['listen'], site['peers'],
-                    _METADATA.get(metadata, metadata).format(
-                        folder=self.folder / name, port=site['redis_port']),
+                    self._metadata_url(metadata, name, plan['sites']),
                     file_store, convert, extra)
             self.links.start()
-            for name, site in plan['sites'].items():
-                if metadata == 'redis':
-                    self._start_redis(name, site['redis_port'])
+            self._start_databases(metadata, plan['sites'])
             for name in names:
                 self.start_agent(name, wait=False)
                 self.start_api(name, wait=False)
@@ -127,10 +127,56 @@ class Lab:
             self.down()
             raise
 
+    def _metadata_url(self, metadata, name, sites):
+        if metadata == 'cockroachdb':
+            return cockroach.url(name, cockroach.nodes(sites))
+        return _METADATA.get(metadata, metadata).format(
+            folder=self.folder / name, port=sites[name]['redis_port'])
+
+    def _start_databases(self, metadata, sites):
+        if metadata == 'redis':
+            for name, site in sites.items():
+                self._start_redis(name, site['redis_port'])
+        elif metadata == 'cockroachdb':
+            self._start_cockroach(sites)
+        if metadata == 'cockroachdb' or metadata.startswith(layout.SQL):
+            first = next(iter(sites))
+            prefix = self._inside(first)
+            self._run([*prefix, program('glance-geo'), '--config-file', str(
+                self.folder / first / 'etc' / 'glance-api.conf'), 'db',
+                'sync'])
+
+    def _inside(self, name):
+        netns = self.links.netns(name)
+        return ['ip', 'netns', 'exec', netns] if netns else []
+
+    def _start_cockroach(self, sites):
+        nodes = cockroach.nodes(sites)
+        for name in sites:
+            self._started[f'{name}/{cockroach.ROLE}'] = processes.start(
+                self.folder, f'{name}/{cockroach.ROLE}',
+                cockroach.start_command(name, self.folder / name, nodes),
+                self.folder / name / 'log' / 'cockroach.log',
+                netns=self.links.netns(name))
+        first = next(iter(sites))
+
+        def done(command):
+            return subprocess.run([*self._inside(first), *command],
+                                  capture_output=True, text=True)
+        init, create = cockroach.init_commands(nodes)
+
+        def initialised():
+            its = done(init)
+            return not its.returncode or 'already' in its.stderr
+        self._wait(first, cockroach.ROLE, initialised)
+        self._wait(first, cockroach.ROLE,
+                   lambda: not done(create).returncode)
+
     def _plan_relay(self, names):
         ports = _free_ports()
         sites = {name: {'agent_port': next(ports), 'api_port': next(ports),
-                        'redis_port': next(ports)} for name in names}
+                        'redis_port': next(ports), 'cockroach_ports': (
+                            next(ports), next(ports))} for name in names}
         routes = RelayLinks.plan(sites, ports)
         for name, site in sites.items():
             site['endpoint'] = f'http://127.0.0.1:{site["api_port"]}'
@@ -157,6 +203,7 @@ class Lab:
                 'endpoint': f'http://{address}:{_API_PORT}',
                 'listen': f'0.0.0.0:{_AGENT_PORT}',
                 'redis_port': _REDIS_PORT,
+                'cockroach_ports': _COCKROACH_PORTS,
                 'addresses': [address] + [links.address(link, name)
                                           for link in near],
                 'peers': {other: (links.address(link, other), _AGENT_PORT)
@@ -205,7 +252,6 @@ class Lab:
         """Start a durable Redis of the site's own, and wait for it."""
         data = self.folder / name / 'redis'
         data.mkdir(exist_ok=True)
-        netns = self.links.netns(name)
         self._started[f'{name}/redis'] = processes.start(
             self.folder, f'{name}/redis',
             [program('redis-server'), '--port', str(port), '--bind',
@@ -213,13 +259,13 @@ class Lab:
              '--save', '', '--dir', str(data),
              # It would write over the environment that it is known by.
              '--set-proc-title', 'no'],
-            self.folder / name / 'log' / 'redis.log', netns=netns)
-        prefix = ['ip', 'netns', 'exec', netns] if netns else []
+            self.folder / name / 'log' / 'redis.log',
+            netns=self.links.netns(name))
 
         def ready():
             done = subprocess.run(
-                [*prefix, program('redis-cli'), '-p', str(port), 'ping'],
-                capture_output=True, text=True)
+                [*self._inside(name), program('redis-cli'), '-p', str(port),
+                 'ping'], capture_output=True, text=True)
             return done.stdout.strip() == 'PONG'
         self._wait(name, 'redis', ready)
 

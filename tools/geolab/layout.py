@@ -45,12 +45,13 @@ filesystem_store_datadir = {folder}/staging
 [os_glance_tasks_store]
 filesystem_store_datadir = {folder}/tasks
 
-[paste_deploy]
+{database}[paste_deploy]
 flavor = lab
 config_file = {folder}/etc/glance-api-paste.ini
 """
 
 
+SQL = 'sql+'
 _CONVERT = """
 [image_import_opts]
 image_import_plugins = [image_conversion]
@@ -90,6 +91,8 @@ def write_site(folder, site, endpoint, listen, peers, metadata, file_store,
     """Write a site's configuration.
 
     :param peers: {site: (host, port)}
+    :param metadata: an engine's URL; ``sql+`` and SQLAlchemy's: Glance's own
+        database
     :param convert: imported images become raw
     :param extra: more lines for ``[DEFAULT]``
     """
@@ -98,7 +101,10 @@ def write_site(folder, site, endpoint, listen, peers, metadata, file_store,
     (folder / 'run').chmod(0o750)
     (folder / 'etc' / 'glance-api.conf').write_text(_CONF.format(
         site=site, folder=folder, endpoint=endpoint, listen=listen,
-        metadata=metadata, extra='\n'.join(extra),
+        metadata='sql' if metadata.startswith(SQL) else metadata,
+        database=(f'[database]\nconnection = {metadata.removeprefix(SQL)}'
+                  '\n\n' if metadata.startswith(SQL) else ''),
+        extra='\n'.join(extra),
         more_backends=',file:file' if file_store else '',
         more_stores=(f'\n[file]\nfilesystem_store_datadir = {folder}/files\n'
                      if file_store else '') + (_CONVERT if convert else ''),
