@@ -251,6 +251,13 @@ def test_the_commands(tmp_path):
     version = json.loads(run('glance-geo', conf, 'db', 'version', '-f',
                              'json').stdout)
     assert version['up to date'] is True
+    plan = json.loads(run('glance-geo', conf, 'db', 'locality', 'plan',
+                          '--regions', 'a,b,c', '--primary', 'b', '-f',
+                          'json').stdout)
+    assert '[[+region=b]]' in plan[0]['statement']
+    refused = run('glance-geo', conf, 'db', 'locality', 'plan', '--regions',
+                  'a,b', '--primary', 'c')
+    assert refused.returncode == 1 and '--primary c' in refused.stderr
     after = run('glance-geo', conf, 'db', 'check', '-f', 'json')
     assert after.returncode == 0, after.stdout
 
