@@ -173,6 +173,7 @@ class Idle(connection.Connection):
     (scope.Scope(), 'SELECT', 'BEGIN; '),
     (scope.Scope(), 'UPDATE', 'BEGIN; '),
     (scope.Scope(single=True), 'SELECT', ''),
+    (scope.Scope(reads_back=True), 'SELECT', 'BEGIN; '),
     (scope.Scope(single=True, stale=True), 'SELECT',
      'BEGIN AS OF SYSTEM TIME follower_read_timestamp(); '),
     (scope.Scope(), 'CREATE', '')])
@@ -192,6 +193,14 @@ def test_a_second_statement_without_a_transaction_is_refused():
         assert before('SELECT') == ''
         with pytest.raises(faults.NeedsTransaction):
             before('SELECT')
+
+
+def test_what_was_committed_is_not_read_back_twice():
+    with scope.within(scope.Scope(reads_back=True, committed=True)), \
+            pytest.raises(faults.Committed):
+        before('SELECT')
+    with scope.within(scope.Scope(committed=True)):
+        assert before('SELECT') == 'BEGIN; '
 
 
 def test_only_lists_may_be_old():

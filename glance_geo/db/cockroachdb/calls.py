@@ -61,7 +61,10 @@ _RETRY_AFTER = '5'
 
 
 def _read_back(name: str, api: Any, arguments: dict[str, Any]) -> Any:
-    """Return what a call that was committed would have answered."""
+    """Return what a call that was committed would have answered.
+
+    In one round trip, where Glance's own second transaction takes two.
+    """
     context, values = arguments['context'], arguments['values']
     if name.startswith('image'):
         return api.image_get(context, arguments.get('image_id')
@@ -92,8 +95,9 @@ class _Call:
     """
 
     def __init__(self, name: str, function: Callable[..., Any],
-                 api: ModuleType, seconds: float, stale: bool):
+                 api: 'RepeatingAPI', seconds: float, stale: bool):
         self._name, self._api, self._seconds = name, api, seconds
+        self._reads_back = name in _READS_BACK
         self._function = (inspect.unwrap(function)
                           if name in _REPEATED_BY_GLANCE else function)
         self._signature = inspect.signature(function)
@@ -102,19 +106,20 @@ class _Call:
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         deadline = time.monotonic() + self._seconds
-        if self._name in _READS_BACK:
+        if self._reads_back:
             arguments, options = self._with_id(arguments, options)
         pause = _FIRST_PAUSE
         while True:
-            allowed = scope.Scope(not self.multiple, self._stale)
+            allowed = scope.Scope(not self.multiple, self._reads_back,
+                                  self._stale)
             try:
                 return self._attempt(allowed, arguments, options)
             except faults.NeedsTransaction:
                 self.multiple = True
                 continue
+            except faults.Committed:
+                return self._answer(arguments, options)
             except _RETRYABLE as error:
-                if allowed.committed and self._name in _READS_BACK:
-                    return self._answer(arguments, options)
                 if allowed.committed or time.monotonic() > deadline:
                     raise unavailable(self._name, error) from error
                 LOG.debug('%s: once more, after %s', self._name,
@@ -147,8 +152,7 @@ class _Call:
     def _answer(self, arguments: tuple[Any, ...], options: dict[str, Any],
                 ) -> Any:
         bound = self._signature.bind(*arguments, **options)
-        api = RepeatingAPI(self._api, self._seconds)
-        return _read_back(self._name, api, dict(bound.arguments))
+        return _read_back(self._name, self._api, dict(bound.arguments))
 
 
 def _copied(argument: Any) -> Any:
@@ -174,7 +178,7 @@ class RepeatingAPI:
             # One of Glance's decorators leaves its own module's name.
             if (function.__module__ in (api.__name__, 'glance.common.utils')
                     and name[0] != '_' and name not in _NOT_CALLS):
-                call = _Call(name, function, api, seconds, stale_lists)
+                call = _Call(name, function, self, seconds, stale_lists)
                 setattr(self, name, functools.wraps(function)(call))
 
     def __getattr__(self, name: str) -> Any:

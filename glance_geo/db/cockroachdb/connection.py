@@ -159,6 +159,7 @@ class Connection(extensions.connection):
         """Return what must be sent before a statement.
 
         :raises NeedsTransaction: the call began to read without one
+        :raises Committed: the call has what it is for
         """
         if word in _SCHEMA:
             # Each by itself: CockroachDB is limited in what it changes
@@ -174,6 +175,8 @@ class Connection(extensions.connection):
         self._wrote = word not in _READS
         call = scope.current()
         call.statements += 1
+        if call.committed and call.reads_back:
+            raise faults.Committed('it is read back by itself')
         if call.single and not call.stale:
             if call.statements > 1 or word != 'SELECT':
                 raise faults.NeedsTransaction('a second statement')

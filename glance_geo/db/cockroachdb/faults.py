@@ -17,5 +17,9 @@ class NeedsTransaction(exception.DBError):
     """A read that was begun without a transaction has a second statement."""
 
 
+class Committed(exception.DBError):
+    """A call that was committed goes on to read back what it wrote."""
+
+
 class ServerUnfit(exception.DBError):
     """The server is no CockroachDB, or too old a one."""

@@ -18,6 +18,7 @@ class Scope:
     """One attempt of one call.
 
     :ivar single: it reads with one statement, which needs no transaction
+    :ivar reads_back: somebody else reads what it wrote, once committed
     :ivar stale: data that is some seconds old will do
     :ivar resuming: changes of the schema may have been made before
     :ivar statements: sent so far
@@ -25,6 +26,7 @@ class Scope:
     """
 
     single: bool = False
+    reads_back: bool = False
     stale: bool = False
     resuming: bool = False
     statements: int = 0
