@@ -221,6 +221,12 @@ def records(conf: cfg.ConfigOpts) -> RecordStore:
     return _sql_records
 
 
+def sql_records_tables(conf: cfg.ConfigOpts) -> None:
+    """Make the tables of what agents write beside Glance's own."""
+    from glance_geo.db.engines import open_engine
+    open_engine(conf.database.connection).close()
+
+
 def location_metadata(conf: cfg.ConfigOpts) -> dict[str, str]:
     """Return what a location must say that metadata does not: the site."""
     options.register(conf)

@@ -43,6 +43,8 @@ class DBSync(command.Command):
     def take_action(self, parsed_args):
         with _database(self.app) as engine:
             from glance_geo.db.cockroachdb import schema
+            # The agents' tables too: their user may not make any.
+            assembly.sql_records_tables(self.app.configuration())
             schema.sync(engine, lambda text: print(text, flush=True))
 
 

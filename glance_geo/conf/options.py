@@ -39,9 +39,10 @@ site_opts = [
              '``redis://[user:password@]host``, '
              '``redis+sentinel://host,host/master``, '
              '``redis+cluster://host,host`` (``rediss`` for TLS), '
-             '``riak://host,host/bucket?type=…`` or ``memory://`` (tests). '
+             '``riak://host,host/bucket?type=…``, '
+             '``cockroachdb+psycopg2://…`` or ``memory://`` (tests). '
              'The operator guide has their options. ``sql`` leaves metadata '
-             'to Glance\'s own database.'),
+             'to Glance\'s own database; on CockroachDB that is supported.'),
     cfg.FloatOpt(
         'sql_retry_time', default=15.0, min=0,
         help='With ``metadata_backend = sql`` on CockroachDB: seconds for '

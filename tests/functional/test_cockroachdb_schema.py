@@ -262,6 +262,38 @@ def test_the_commands(tmp_path):
     assert after.returncode == 0, after.stdout
 
 
+@on_postgresql
+def test_least_privilege_is_enough(tmp_path):
+    """The owner makes the tables; who serves only reads and writes rows."""
+    url = make_url(cockroach.database())
+    server = cockroach.server()
+    for statement in (
+            'CREATE ROLE geo_owner LOGIN', 'CREATE ROLE geo_server LOGIN',
+            'ALTER ROLE geo_owner SET search_path = public,crdb,pg_catalog',
+            'ALTER ROLE geo_server SET search_path = public,crdb,pg_catalog',
+            f'ALTER DATABASE {url.database} OWNER TO geo_owner',
+            'GRANT CREATE ON SCHEMA public TO geo_owner',
+            'GRANT USAGE ON SCHEMA crdb TO geo_owner, geo_server',
+            'ALTER DEFAULT PRIVILEGES FOR ROLE geo_owner GRANT SELECT, '
+            'INSERT, UPDATE, DELETE ON TABLES TO geo_server',
+            'ALTER DEFAULT PRIVILEGES FOR ROLE geo_owner GRANT USAGE ON '
+            'SEQUENCES TO geo_server'):
+        server.execute(url.database, statement)
+
+    def conf(user):
+        return configuration(tmp_path / user, url.set(
+            username=user).render_as_string())
+    refused = run('glance-geo', conf('geo_server'), 'db', 'sync')
+    assert refused.returncode == 1
+    assert 'permission denied' in refused.stderr
+    done = run('glance-geo', conf('geo_owner'), 'db', 'sync')
+    assert done.returncode == 0, done.stderr
+    served = run('glance-geo', conf('geo_server'), 'db', 'check')
+    assert served.returncode == 0, served.stdout + served.stderr
+    listed = run('glance-geo', conf('geo_server'), 'image', 'list')
+    assert listed.returncode == 0, listed.stderr
+
+
 @pytest.mark.parametrize('change, said', [
     (lambda url: url.set(port=1), 'refused'),
     (lambda url: url.set(database='nosuchdb'), 'nosuchdb'),
