@@ -5,7 +5,6 @@ Against real serialization failures; on which database: tests/cockroach.py.
 """
 
 import itertools
-import random
 import threading
 import traceback
 import uuid
@@ -145,75 +144,11 @@ def test_p1_ten_thousand_conditional_updates_are_not_lost(api):
     assert stored['status'] == 'queued'
 
 
-# Every public function that writes, on one image, task or namespace.
-def writes(api, image, task, namespace):
-    name = itertools.count()
-
-    def unique(kind):
-        return f'{kind}{next(name)}'
-    label = {'name': unique('label')}
-    space = api.metadef_namespace_get(ADMIN, namespace)['id']
-    made = api.metadef_tag_create(ADMIN, namespace, label)['id']
-    return {
-        'image_update': lambda: api.image_update(
-            ADMIN, image, {'name': unique('n')}),
-        'image_set_property_atomic': lambda: api.image_set_property_atomic(
-            image, unique('p'), 'v'),
-        'image_location_add': lambda: api.image_location_add(
-            ADMIN, image, {'url': unique('file:///'), 'metadata': {},
-                           'status': 'active'}),
-        'image_property_create': lambda: api.image_property_create(
-            ADMIN, {'image_id': image, 'name': unique('q'), 'value': 'v'}),
-        'image_member_create': lambda: api.image_member_create(
-            ADMIN, {'image_id': image, 'member': unique('m'),
-                    'can_share': False}),
-        'image_tag_set_all': lambda: api.image_tag_set_all(
-            ADMIN, image, [unique('t')]),
-        'image_tag_create': lambda: api.image_tag_create(
-            ADMIN, image, unique('u')),
-        'task_update': lambda: api.task_update(
-            ADMIN, task, {'message': unique('m'), 'status': 'pending'}),
-        'task_get_all': lambda: api.task_get_all(ADMIN),
-        'tasks_get_by_image': lambda: api.tasks_get_by_image(ADMIN, image),
-        'metadef_namespace_update': lambda: api.metadef_namespace_update(
-            ADMIN, space, {'namespace': namespace,
-                           'description': unique('d')}),
-        'metadef_object_create': lambda: api.metadef_object_create(
-            ADMIN, namespace, {'name': unique('o'), 'json_schema': {}}),
-        'metadef_property_create': lambda: api.metadef_property_create(
-            ADMIN, namespace, {'name': unique('r'), 'json_schema': {}}),
-        'metadef_tag_update': lambda: api.metadef_tag_update(
-            ADMIN, namespace, made, label),
-        'metadef_resource_type_create': lambda: (
-            api.metadef_resource_type_create(ADMIN, {
-                'name': f'{namespace}{unique("y")}', 'protected': False})),
-        'node_reference_create': lambda: api.node_reference_create(
-            ADMIN, f'http://{namespace}{unique("n")}'),
-        'image_create': lambda: new_image(api),
-        'task_create': lambda: new_task(api, image),
-        'image_get': lambda: api.image_get(ADMIN, image),
-        'image_get_all': lambda: api.image_get_all(ADMIN)}
-
-
 def new_task(api, image):
     return api.task_create(ADMIN, {
         'id': str(uuid.uuid4()), 'type': 'import', 'status': 'pending',
         'owner': 't', 'image_id': image, 'input': {'a': 'b'},
         'message': 'm'})['id']
-
-
-def test_p1_every_call_succeeds_under_contention(api):
-    """All of them at once, on one image: no 500, no 503."""
-    image = new_image(api)
-    namespace = f'n{uuid.uuid4().hex[:8]}'
-    api.metadef_namespace_create(ADMIN, {
-        'namespace': namespace, 'visibility': 'public', 'protected': False,
-        'owner': 't'})
-    all_of = writes(api, image, new_task(api, image), namespace)
-    failed = at_once(6, 4, lambda writer, turn: [
-        call() for call in random.sample(list(all_of.values()),
-                                         len(all_of))])
-    assert not failed
 
 
 def test_p1_one_of_many_takes_the_import_lock(api):

@@ -26,7 +26,9 @@ _ADVICE = (
     ('does not exist', 'create it, and let the user in, as the operator '
      'guide says'),
     ('certificate', 'check sslrootcert, sslcert and sslkey in the URL'),
-    ('SSL', 'the nodes must serve TLS, or the URL say sslmode=disable'),
+    ('not support SSL', 'the nodes must serve TLS, or the URL say '
+     'sslmode=disable'),
+    ('SSL error', 'check sslrootcert, sslcert and sslkey in the URL'),
     ('authentication failed', 'check user, password and certificate'),
     ('license', 'leave the feature out, or enter a licence'),
     ('refused', 'is the node up, and the port right?'))
