@@ -138,8 +138,8 @@ def _install_sql(conf: cfg.ConfigOpts) -> None:
     # Our calls have a limit of their own.
     conf.set_override('max_retries', 0, group='database')
     conf.set_override('connection_parameters', plugin.parameters(
-        conf.database.connection_parameters, group.sql_statement_timeout),
-        group='database')
+        conf.database.connection, conf.database.connection_parameters,
+        group.sql_statement_timeout), group='database')
     api: Any = None
 
     def get_api() -> Any:

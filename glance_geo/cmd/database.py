@@ -15,6 +15,7 @@ from glance_geo.core import errors
 def _database(app):
     """Open the configured database; say in one line why it can't be."""
     from oslo_db import exception
+    from sqlalchemy.exc import ArgumentError
     engine = None
     # It says that URLs might name their driver, and shows where an error
     # that we tell in a line came from.
@@ -24,7 +25,7 @@ def _database(app):
     try:
         engine = assembly.sql_engine(app.configuration())
         yield engine
-    except exception.DBError as error:
+    except (exception.DBError, ArgumentError) as error:
         from glance_geo.db.cockroachdb import filters
         raise errors.EngineUnavailable(
             f'[database] connection: {filters.explain(error)}') from error

@@ -5,6 +5,7 @@ the chunks."""
 import json
 
 import pytest
+import sqlalchemy as sa
 
 from tests import cockroach, engines, servers
 from tests.functional.labs import Client, Lab, command, wait
@@ -18,7 +19,7 @@ def lab(request, tmp_path_factory):
         # A key-value engine in its tables, or Glance's own SQL.
         url = cockroach.database()
         if request.param == 'sql':
-            url = f'sql+{url}'
+            url = f'sql+{url}&geo_statement_timeout=2'
 
         def stop():
             pass
@@ -30,6 +31,7 @@ def lab(request, tmp_path_factory):
         url, stop = f'{server.url}?shared=true', server.stop
     made = Lab(tmp_path_factory.mktemp(f'{request.param}-lab'))
     made.up(['paris', 'rennes'], metadata=url)
+    made.engine, made.url = request.param, url
     yield made
     made.down()
     stop()
@@ -62,3 +64,24 @@ def test_agents_do_not_send_records(lab):
                                 'json'))
     assert all(peer['reachable'] and not peer['records_received']
                for peer in status['peers'])
+
+
+def test_a_database_that_takes_no_writes_is_503(lab):
+    """A lock that nobody gives back is what a lost quorum looks like."""
+    if lab.engine != 'sql':
+        pytest.skip('of Glance\'s own SQL')
+    paris, rennes = (Client(lab, site) for site in lab.sites)
+    image = paris.create(data=b'kept' * 1000)
+    change = {'op': 'replace', 'path': '/name', 'value': 'new'}
+    engine = sa.create_engine(lab.url.removeprefix('sql+'))
+    with engine.begin() as connection:
+        connection.execute(sa.text(
+            'SELECT 1 FROM images WHERE id = :id FOR UPDATE'), {'id': image})
+        refused = rennes.patch(image, change)
+        assert refused.status_code == 503
+        assert refused.headers['Retry-After']
+        assert 'unavailable' in refused.text
+        assert rennes.show(image)['status'] == 'active'
+        assert rennes.read(image).content == b'kept' * 1000
+    engine.dispose()
+    assert rennes.patch(image, change).status_code == 200

@@ -146,7 +146,20 @@ def test_other_dialects_are_refused():
     ('a=b&geo_statement_timeout=2', 'a=b&geo_statement_timeout=2'
                                     '&plugin=glance_geo')])
 def test_parameters_that_the_operator_gave_stay(present, expected):
-    assert plugin.parameters(present, 10.0) == expected
+    assert plugin.parameters('cockroachdb://h/d', present, 10.0) == expected
+
+
+def test_what_the_url_says_is_not_said_twice():
+    url = 'cockroachdb://h/d?plugin=glance_geo&geo_statement_timeout=2'
+    assert plugin.parameters(url, '', 10.0) == ''
+
+
+@pytest.mark.parametrize('given', [
+    'geo_statement_timeout=soon', 'geo_statement_timeout=-1',
+    'geo_statement_timeout=1&geo_statement_timeout=2'])
+def test_a_limit_that_is_none_is_refused(given):
+    with pytest.raises(sa_exc.ArgumentError, match='geo_statement_timeout'):
+        arguments(f'cockroachdb://u@h/d?{given}')
 
 
 # -- statements ------------------------------------------------------------

@@ -61,13 +61,15 @@ def check_server(text: str) -> None:
             f'{_OLDEST[0]}.{_OLDEST[1]} or later is needed'))
 
 
-def parameters(present: str, seconds: float) -> str:
+def parameters(url: str, present: str, seconds: float) -> str:
     """Return ``connection_parameters`` that name this plugin.
+
+    What the operator gave there, or in the URL, stays as it is.
 
     :param present: those that the operator gave
     :param seconds: the time limit of a statement
     """
-    given = parse_qs(present)
+    given = parse_qs(present) | parse_qs(url.partition('?')[2])
     more = [] if 'glance_geo' in given.get('plugin', ()) else [
         'plugin=glance_geo']
     if 'geo_statement_timeout' not in given:
@@ -92,8 +94,7 @@ class CockroachDBPlugin(CreateEnginePlugin):
                 f'{url.drivername}://')
         filters.register()
         self._ready = False
-        seconds = float(str(url.query.get('geo_statement_timeout',
-                                          _STATEMENT_SECONDS)))
+        seconds = self._seconds(url)
         self._wants_certainty = url.query.get(
             'geo_certain_commits', '1') != '0'
         self._kind = connection.kind(
@@ -104,6 +105,18 @@ class CockroachDBPlugin(CreateEnginePlugin):
         # What oslo.db sets for PostgreSQL by the URL's name.
         kwargs.setdefault('json_serializer', json.dumps)
         kwargs.setdefault('json_deserializer', json.loads)
+
+    @staticmethod
+    def _seconds(url: URL) -> float:
+        given = url.query.get('geo_statement_timeout', _STATEMENT_SECONDS)
+        try:
+            seconds = float(given)  # type: ignore[arg-type]
+            if seconds >= 0:
+                return seconds
+        except (TypeError, ValueError):
+            pass
+        raise exc.ArgumentError(f'geo_statement_timeout={given}: say once '
+                                'how many seconds, 0 for no limit')
 
     @staticmethod
     def _libpq(url: URL, arguments: dict[str, Any], seconds: float) -> None:
