@@ -5,6 +5,7 @@ Against real serialization failures; on which database: tests/cockroach.py.
 """
 
 import itertools
+import os
 import threading
 import traceback
 import uuid
@@ -289,6 +290,28 @@ def test_no_quorum_for_writes_is_503_and_reads_go_on(connect, database):
         assert api.image_get(ADMIN, image)['name'] is None
     blocker.dispose()
     api.image_update(ADMIN, image, {'name': 'x'})
+
+
+def test_a_forked_process_leaves_its_parents_connections_alone(database):
+    """As servers do that fork after they loaded the application."""
+    engine = sa.create_engine(database)
+    with engine.connect() as connection:
+        backend = connection.execute(sa.text(
+            'SELECT pg_backend_pid()')).scalar()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            with engine.connect() as connection:
+                code = int(connection.execute(sa.text(
+                    'SELECT pg_backend_pid()')).scalar() == backend)
+        finally:
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
+    with engine.connect() as connection:
+        assert connection.execute(sa.text(
+            'SELECT pg_backend_pid()')).scalar() == backend
+    engine.dispose()
 
 
 # -- round trips -----------------------------------------------------------

@@ -314,3 +314,21 @@ def test_names_are_quoted():
     assert all('gl"ance' not in text for text in statements)
     assert 'ALTER DATABASE "gl""ance" CONFIGURE ZONE' in statements[0]
     assert not set(itertools.chain(*statements)) & {'\n', '\0'}
+
+
+def test_a_call_that_needs_a_transaction_now_and_then_stays_fast():
+    class Sometimes(calls._Call):
+        def _attempt(self, allowed, arguments, options):
+            tried.append(allowed.single)
+            if allowed.single and arguments[0]:
+                raise faults.NeedsTransaction('second')
+            return arguments[0]
+    call = Sometimes('image_get', lambda rare: rare, None, 1.0, False)
+    for number in range(200):
+        tried = []
+        call(number % 10 == 0)
+        assert tried == ([True, False] if number % 10 == 0 else [True])
+    for _ in range(50):     # always: it is not tried for ever
+        tried = []
+        call(True)
+    assert tried == [False]

@@ -57,6 +57,7 @@ _RETRYABLE = (exception.DBDeadlock, exception.DBConnectionError,
 _REFUSED = (*_RETRYABLE, faults.AmbiguousCommit, faults.Unanswered,
             faults.ServerUnfit)
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.004, 1.0
+_TRIES = 20
 _RETRY_AFTER = '5'
 
 
@@ -89,10 +90,7 @@ def unavailable(name: str, error: Exception) -> webob.exc.HTTPException:
 
 
 class _Call:
-    """One function of the data API.
-
-    :ivar multiple: it was seen to read with more than one statement
-    """
+    """One function of the data API."""
 
     def __init__(self, name: str, function: Callable[..., Any],
                  api: 'RepeatingAPI', seconds: float, stale: bool):
@@ -102,20 +100,25 @@ class _Call:
                           if name in _REPEATED_BY_GLANCE else function)
         self._signature = inspect.signature(function)
         self._stale = stale and name in LISTS
-        self.multiple = name not in READERS
+        # How often it read with one statement more than with several.
+        self._singles = _TRIES if name in READERS else -1
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         deadline = time.monotonic() + self._seconds
         if self._reads_back:
             arguments, options = self._with_id(arguments, options)
-        pause = _FIRST_PAUSE
+        pause, single = _FIRST_PAUSE, True
         while True:
-            allowed = scope.Scope(not self.multiple, self._reads_back,
-                                  self._stale)
+            allowed = scope.Scope(single and self._singles >= 0,
+                                  self._reads_back, self._stale)
             try:
-                return self._attempt(allowed, arguments, options)
+                answer = self._attempt(allowed, arguments, options)
+                if allowed.single:
+                    self._singles = min(self._singles + 1, _TRIES)
+                return answer
             except faults.NeedsTransaction:
-                self.multiple = True
+                single = False
+                self._singles -= 1
                 continue
             except faults.Committed:
                 return self._answer(arguments, options)

@@ -9,6 +9,7 @@ a transaction is written, and ``commit`` raises unless all is committed.
 """
 
 import logging
+import os
 import select
 import time
 from typing import Any
@@ -104,6 +105,7 @@ class Connection(extensions.connection):
         self._wrote = False
         self._changed_schema = False
         self._markers: list[str] = []
+        self._process = os.getpid()
         self.used = time.monotonic()
 
     def cursor(self, *arguments: Any, **options: Any) -> Any:
@@ -144,11 +146,20 @@ class Connection(extensions.connection):
             return cursor.fetchone() if cursor.description else None
 
     def is_lost(self) -> bool:
-        """Say whether the server has closed an idle connection."""
+        """Say whether an idle connection can't be used any more."""
         if self.closed:
+            return True
+        if self._process != os.getpid():
+            self._leave_to_parent()
             return True
         # An idle server says nothing: what can be read is its farewell.
         return bool(select.select([self.fileno()], [], [], 0)[0])
+
+    def _leave_to_parent(self) -> None:
+        """Let go of the socket of the process that forked this one: closing
+        would say goodbye to the server in its name."""
+        with open(os.devnull, 'r+b') as nothing:
+            os.dup2(nothing.fileno(), self.fileno())
 
     # -- transactions -----------------------------------------------------
     def _idle(self) -> bool:
