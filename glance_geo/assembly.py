@@ -62,7 +62,7 @@ def open_data_api(conf: cfg.ConfigOpts) -> DataAPI:
     if group.metadata_backend == SQL:
         raise errors.ConfigurationInvalid(
             '[glance_geo] metadata_backend = sql: metadata is in Glance\'s '
-            'own database; glance_geo does not replicate it')
+            'own database, and this is for glance_geo\'s own engines')
     return api.load(group.metadata_backend, site=group.site_name,
                     node=options.node_name(conf),
                     neighbour=local_agent(conf))

@@ -13,6 +13,7 @@ import functools
 import glob
 import os
 import pwd
+import re
 import shutil
 import signal
 import subprocess
@@ -42,6 +43,25 @@ $$;
 CREATE OR REPLACE VIEW information_schema.columns AS
     {columns};
 """
+
+# What CockroachDB's documentation lists as not supported, or as limited, of
+# what PostgreSQL has, and SQLAlchemy or a migration might send.
+_DIFFERENT = (
+    r'LOCK TABLE', r'DEFERRABLE', r'INITIALLY DEFERRED', r'TRIGGER',
+    r'DO \$', r'EXCLUDE USING', r'INHERITS', r'pg_advisory\w*', r'LISTEN',
+    r'NOTIFY', r'CREATE EXTENSION', r'TEMP(ORARY)? TABLE', r'ctid', r'xmin',
+    r'FOR \w+ OF', r'DROP CONSTRAINT', r'ALTER COLUMN \w+ TYPE',
+    r'SAVEPOINT', r'DECLARE', r'COPY', r'WITH OIDS', r'DOMAIN', r'CITEXT',
+    r'TABLESAMPLE', r'REPLICA IDENTITY')
+
+
+def different(statement):
+    """Return what in a statement CockroachDB does otherwise, None if nothing
+    is known."""
+    # What is in quotes is data.
+    text = re.sub(r"'(?:[^']|'')*'", "''", statement)
+    found = re.search(rf'\b(?:{"|".join(_DIFFERENT)})', text, re.IGNORECASE)
+    return found and found[0]
 
 
 def _program(name):

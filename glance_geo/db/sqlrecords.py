@@ -82,6 +82,8 @@ class SQLRecords(RecordStore):
         while True:
             page = self._source.rows(sa.select(table).where(
                 where, table.c.id > last).order_by(table.c.id).limit(_BATCH))
+            if not page:
+                return
             ids = [row['id'] for row in page]
             properties = self._source.of(models.ImageProperty, 'image_id',
                                          ids)

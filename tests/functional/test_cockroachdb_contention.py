@@ -11,6 +11,7 @@ import uuid
 import pytest
 from glance.common import exception
 
+from tests import cockroach
 from tests.functional.test_cockroachdb import (  # noqa: F401
     ADMIN,
     api,
@@ -19,7 +20,9 @@ from tests.functional.test_cockroachdb import (  # noqa: F401
     database,
     new_image,
     new_task,
+    through,
 )
+from tests.sqlproxy import SQLProxy
 
 _number = itertools.count()
 
@@ -176,6 +179,22 @@ class Noting:
     def __getattr__(self, name):
         self.called.add(name)
         return getattr(self._api, name)
+
+
+def test_nothing_is_sent_that_cockroachdb_does_otherwise(
+        connect, database):  # noqa: F811
+    node = SQLProxy(database)
+    api = connect(through(database, node))    # noqa: F811
+    image = new_image(api)
+    space = f'n{uuid.uuid4().hex[:8]}'
+    api.metadef_namespace_create(ADMIN, {
+        'namespace': space, 'visibility': 'public', 'protected': False,
+        'owner': 't'})
+    for story in STORIES:
+        story(api, image, space)
+    node.stop()
+    assert len(node.asked) > 100
+    assert not [text for text in node.asked if cockroach.different(text)]
 
 
 def test_p1_every_function_succeeds_under_contention(api):  # noqa: F811

@@ -209,6 +209,7 @@ def test_changes_are_made_one_by_one(over):
     changes = [text for text in node.asked
                if text.lstrip().startswith(('CREATE', 'ALTER', 'DROP'))]
     assert len(changes) > 60
+    assert not [text for text in node.asked if cockroach.different(text)]
     open_transaction = False
     for text in node.asked:
         if text.startswith('BEGIN'):
