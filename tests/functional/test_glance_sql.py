@@ -12,14 +12,13 @@ from unittest import mock
 
 import glance.db.sqlalchemy.api as sql_api
 import pytest
-import sqlalchemy as sa
 from glance.db.sqlalchemy import models, models_metadef
 from glance.tests.functional.db import base_metadef, test_sqlalchemy
 from oslo_config import cfg
 from oslo_db import options
 
 from glance_geo.db.cockroachdb import calls
-from tests import cockroach
+from tests.functional.test_cockroachdb import database  # noqa: F401
 
 
 @pytest.fixture(autouse=True)
@@ -27,18 +26,8 @@ def in_glance_work_folder(glance_work_folder, monkeypatch):
     monkeypatch.chdir(glance_work_folder)
 
 
-@pytest.fixture(scope='module')
-def database():
-    url = cockroach.database()
-    engine = sa.create_engine(url)
-    models.register_models(engine)
-    models_metadef.register_models(engine)
-    engine.dispose()
-    return url
-
-
 @pytest.fixture(autouse=True)
-def on_cockroachdb(request, database):
+def on_cockroachdb(request, database):  # noqa: F811
     if request.instance is not None:
         request.instance.database = database
 
