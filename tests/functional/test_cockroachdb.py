@@ -60,7 +60,8 @@ def connect(monkeypatch):
 
 @pytest.fixture
 def api(connect, database):
-    return connect(database)
+    # Nobody gives up only because the machine is busy.
+    return connect(database, seconds=120.0)
 
 
 def through(database, *proxies):
