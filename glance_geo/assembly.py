@@ -133,7 +133,14 @@ def _install_sql(conf: cfg.ConfigOpts) -> None:
     db_options.set_defaults(conf)
     if not (conf.database.connection or '').startswith('cockroachdb'):
         return
-    from glance_geo.db.cockroachdb import plugin
+    try:
+        import sqlalchemy_cockroachdb  # noqa: F401
+
+        from glance_geo.db.cockroachdb import plugin
+    except ImportError as error:
+        raise errors.ConfigurationInvalid(
+            f'[database] connection: cockroachdb:// needs a client library: '
+            f'{error}. Install glance_geo[cockroachdb]') from error
     group = conf[options.GROUP]
     # Our calls have a limit of their own.
     conf.set_override('max_retries', 0, group='database')

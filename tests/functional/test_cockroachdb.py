@@ -219,6 +219,24 @@ def test_p1_a_late_commit_is_refused_once_it_was_said_not_to_be(
     late.close()
 
 
+def test_processes_that_begin_at_once_all_keep_markers():
+    for _ in range(5):
+        url, start, made = cockroach.database(), threading.Barrier(6), []
+
+        def begin(url=url, start=start, made=made):
+            its = sa.create_engine(url)
+            start.wait()
+            with its.connect() as connection:
+                made.append(connection.connection.dbapi_connection.certain)
+            its.dispose()
+        threads = [threading.Thread(target=begin) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert made == [True] * 6
+
+
 def test_an_answer_nobody_can_give_is_503_and_never_repeated(
         connect, database, proxy, monkeypatch):
     from glance_geo.db.cockroachdb import connection

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import psycopg2
+from psycopg2 import errorcodes
 
 LOG = logging.getLogger(__name__)
 
@@ -44,9 +45,10 @@ def forget(markers: Sequence[str]) -> str:
 
 
 def prepare(ask: Callable[[str], Any]) -> bool:
-    """Make the markers' table, or say that there is none.
+    """Make the markers' table; say whether there is one.
 
     :param ask: runs one statement by itself
+    :raises psycopg2.Error: it could not be made, for a reason that may pass
     """
     if ask(_EXISTS):
         try:
@@ -60,6 +62,10 @@ def prepare(ask: Callable[[str], Any]) -> bool:
         ask(CREATE)
         return True
     except psycopg2.Error as error:
+        if ask(_EXISTS):    # another process was faster
+            return True
+        if error.pgcode != errorcodes.INSUFFICIENT_PRIVILEGE:
+            raise
         LOG.warning(
             'Commits whose answer is lost stay ambiguous: table %s is '
             'missing and can not be made (%s). Run "glance-geo db sync" as '
