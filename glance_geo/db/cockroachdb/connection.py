@@ -40,7 +40,8 @@ _LEVELS = {
 _MARKERS_KEPT = 64
 # An unanswered commit is asked about for so long.
 _CERTAINTY_SECONDS = 20.0
-_LOST_STATES = ('', errorcodes.STATEMENT_COMPLETION_UNKNOWN)
+_LOST_STATES = ('', errorcodes.STATEMENT_COMPLETION_UNKNOWN,
+                errorcodes.QUERY_CANCELED)
 _watchdog = Watchdog()
 _committing = extensions.connection.autocommit
 
@@ -217,15 +218,22 @@ class Connection(extensions.connection):
         """Commit; when this returns, all is.
 
         :raises psycopg2.Error: nothing is committed, and never will be
-        :raises AmbiguousCommit: no node could be asked whether it is
+        :raises AmbiguousCommit: no node could be asked whether it is, or
+            there are no markers to ask for
         """
         if self._idle():
             return
         wrote, self._wrote = self._wrote, False
-        if not (wrote and self.certain):
-            self._checked(self._end('COMMIT'))
-        else:
-            self._commit_for_certain()
+        marker = commits.new_marker() if wrote and self.certain else None
+        try:
+            self._checked(self._end(
+                f'{commits.enter(marker)}; COMMIT' if marker else 'COMMIT'))
+        except psycopg2.Error as error:
+            if not (wrote and self._is_ambiguous(error)):
+                raise
+            self._resolve(marker, error)
+        if marker:
+            self._forget_later(marker)
         scope.current().committed |= wrote
 
     @staticmethod
@@ -234,25 +242,16 @@ class Connection(extensions.connection):
             raise psycopg2.errors.InFailedSqlTransaction(
                 'the transaction had failed; nothing is committed')
 
-    def _commit_for_certain(self) -> None:
-        marker = commits.new_marker()
-        try:
-            self._checked(self._end(f'{commits.enter(marker)}; COMMIT'))
-        except psycopg2.Error as error:
-            if not self._is_ambiguous(error):
-                raise
-            LOG.warning('A commit got no clear answer (%s); asking for it',
-                        str(error).strip())
-            self._resolve(marker, error)
-        self._forget_later(marker)
-
     def _is_ambiguous(self, error: psycopg2.Error) -> bool:
         state = error.pgcode or ''
         return (bool(self.closed) or state in _LOST_STATES
                 or state.startswith(('08', '57P', '58C')))
 
-    def _resolve(self, marker: str, error: psycopg2.Error) -> None:
-        happened = commits.happened(
+    def _resolve(self, marker: str | None, error: psycopg2.Error) -> None:
+        """Return if the commit happened; raise if not, or nobody knows."""
+        LOG.warning('A commit got no clear answer (%s)%s',
+                    str(error).strip(), '; asking for it' * bool(marker))
+        happened = None if marker is None else commits.happened(
             self._dsn, marker, time.monotonic() + _CERTAINTY_SECONDS)
         if happened is None:
             raise faults.AmbiguousCommit(error) from error
