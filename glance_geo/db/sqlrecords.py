@@ -13,7 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 from glance.db.sqlalchemy import models
 
-from glance_geo.core import records
+from glance_geo.core import codec, records
 from glance_geo.core.interfaces import MetadataEngine
 from glance_geo.core.records import Context, Record
 from glance_geo.db import rows
@@ -70,6 +70,7 @@ class SQLRecords(RecordStore):
     def __init__(self, engine: MetadataEngine, site: str, source: SQLSource):
         super().__init__(engine, site)
         self._source = source
+        self._followed: dict[str, bytes] = {}
 
     @property
     def feeds(self) -> bool:
@@ -117,7 +118,11 @@ class SQLRecords(RecordStore):
         return {_CHANGED: wall_ms()}
 
     def newer(self, than: Mapping[str, int]) -> Iterator[Record]:
-        """Yield the images that changed since, some of them again."""
+        """Yield the images that changed since.
+
+        For one follower: it gets an image again only when that differs from
+        what it was shown last.
+        """
         if _CHANGED not in than:
             yield from self.list('image')
             return
@@ -125,5 +130,12 @@ class SQLRecords(RecordStore):
             (than[_CHANGED] - _OVERLAP_MS) / 1000,
             datetime.UTC).replace(tzinfo=None)
         table = models.Image.__table__
-        yield from self._images(sa.or_(table.c.updated_at >= since,
-                                       table.c.deleted_at >= since))
+        followed = {}
+        for record in self._images(sa.or_(table.c.updated_at >= since,
+                                          table.c.deleted_at >= since)):
+            state = codec.encode(record)
+            if self._followed.get(record.id) != state:
+                yield record
+            # Here, the follower has dealt with it.
+            followed[record.id] = state
+        self._followed = followed
