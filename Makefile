@@ -3,10 +3,11 @@
 # make test                every test; needs about half an hour on two cores
 # make bench [QUICK=1]     metadata against Glance's SQL, the geo store against
 #                          its file store; results in .cache/bench
-# make venv                the environment that the demo uses, in .venv
+# make venv                the environment that the demo uses, in .venv-lab
 
 PYTHON ?= python3
-VENV := .venv
+# Not .venv: tox writes a file of that name.
+VENV := .venv-lab
 STAMP := $(VENV)/.installed
 
 .PHONY: demo test long bench venv images config clean
