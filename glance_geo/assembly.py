@@ -127,11 +127,15 @@ def install_data_api(conf: cfg.ConfigOpts) -> None:
              or conf[options.GROUP].metadata_backend)
 
 
+def _on_cockroachdb(conf: cfg.ConfigOpts) -> bool:
+    return (conf.database.connection or '').startswith('cockroachdb')
+
+
 def _install_sql(conf: cfg.ConfigOpts) -> None:
     """Let Glance's own data API run, repeated safely on CockroachDB."""
     from oslo_db import options as db_options
     db_options.set_defaults(conf)
-    if not (conf.database.connection or '').startswith('cockroachdb'):
+    if not _on_cockroachdb(conf):
         return
     try:
         import sqlalchemy_cockroachdb  # noqa: F401
@@ -175,7 +179,7 @@ def sql_engine(conf: cfg.ConfigOpts) -> Any:
         raise errors.ConfigurationInvalid(
             '[glance_geo] metadata_backend is not sql: there is no database '
             'of Glance\'s own')
-    if not (conf.database.connection or '').startswith('cockroachdb'):
+    if not _on_cockroachdb(conf):
         raise errors.ConfigurationInvalid(
             '[database] connection is no cockroachdb:// URL: use '
             'glance-manage for other databases')
@@ -213,8 +217,7 @@ def records(conf: cfg.ConfigOpts) -> RecordStore:
         return installed_data_api(conf).records
     if _sql_records is None:
         options.check_site(conf)
-        url = conf.database.connection or ''
-        if not url.startswith('cockroachdb'):
+        if not _on_cockroachdb(conf):
             raise errors.ConfigurationInvalid(
                 '[glance_geo] metadata_backend = sql: the agent needs a '
                 '[database] connection = cockroachdb://…; on other databases '
@@ -222,6 +225,7 @@ def records(conf: cfg.ConfigOpts) -> RecordStore:
         from glance_geo.db.engines import open_engine
         from glance_geo.db.sqlrecords import SQLRecords
         from glance_geo.db.sqlsource import SQLSource
+        url = conf.database.connection
         _sql_records = SQLRecords(open_engine(url),
                                   conf[options.GROUP].site_name,
                                   SQLSource(url))

@@ -42,9 +42,9 @@ class SQLSource:
 
     def __init__(self, url: str):
         made = sa.make_url(url.removeprefix('sql+'))
-        if made.get_backend_name() == 'cockroachdb' and (
-                'plugin' not in made.query):
-            made = made.update_query_dict({'plugin': 'glance_geo'})
+        if made.get_backend_name() == 'cockroachdb':
+            from glance_geo.db.cockroachdb import plugin
+            made = plugin.named(made)
         self._engine = sa.create_engine(made)
 
     def rows(self, query: Any) -> list[Any]:

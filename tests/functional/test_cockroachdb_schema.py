@@ -17,14 +17,13 @@ import pytest
 import sqlalchemy as sa
 from alembic import command as alembic
 from glance.db.sqlalchemy import alembic_migrations
-from oslo_config import cfg
-from oslo_db import exception, options
+from oslo_db import exception
 from oslo_db.sqlalchemy import enginefacade
 from sqlalchemy.engine import make_url
 
 from glance_geo.db.cockroachdb import schema, scope
 from tests import cockroach
-from tests.functional.test_cockroachdb import through
+from tests.functional.test_cockroachdb import connect, through  # noqa: F401
 from tests.sqlproxy import SQLProxy
 
 on_postgresql = pytest.mark.skipif(
@@ -87,23 +86,16 @@ def stock(tmp_path_factory):
 
 
 @pytest.fixture
-def over(monkeypatch):
+def over(connect, monkeypatch):  # noqa: F811
     """Return a function that points Glance's engine at a URL."""
     # Migrations ask oslo.db's own facade, which keeps its first URL.
     monkeypatch.setattr(enginefacade.writer, 'get_engine',
                         lambda: sql_api.get_engine())
 
     def point(url):
-        options.set_defaults(cfg.CONF, connection=url)
-        cfg.CONF.set_override('connection', url, group='database')
-        cfg.CONF.set_override('max_retries', 0, group='database')
-        sql_api.clear_db_env()
+        connect(url)
         return sql_api.get_engine()
-    yield point
-    sql_api.get_engine().dispose()
-    cfg.CONF.clear_override('connection', group='database')
-    cfg.CONF.clear_override('max_retries', group='database')
-    sql_api.clear_db_env()
+    return point
 
 
 @on_postgresql

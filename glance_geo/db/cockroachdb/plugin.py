@@ -77,6 +77,14 @@ def parameters(url: str, present: str, seconds: float) -> str:
     return '&'.join(filter(None, (present, *more)))
 
 
+def named(url: URL) -> URL:
+    """Return a URL that names this plugin, beside others that it names."""
+    plugins = url.query.get('plugin', ())
+    if 'glance_geo' in ((plugins,) if isinstance(plugins, str) else plugins):
+        return url
+    return url.update_query_dict({'plugin': 'glance_geo'}, append=True)
+
+
 class CockroachDBPlugin(CreateEnginePlugin):
     """Prepares an engine of the ``cockroachdb`` dialect.
 

@@ -111,7 +111,7 @@ def differences(engine: Any) -> list[str]:
         if table.name not in present:
             found.append(f'table {table.name} is missing')
             continue
-        columns = {column['name']: column
+        columns = {column['name']
                    for column in inspector.get_columns(table.name)}
         for column in table.columns:
             if column.name not in columns:

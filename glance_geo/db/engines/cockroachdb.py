@@ -28,7 +28,7 @@ from glance_geo.core.interfaces import (
     Term,
     Trait,
 )
-from glance_geo.db.cockroachdb import filters, scope
+from glance_geo.db.cockroachdb import filters, plugin, scope
 
 _tables = sa.MetaData()
 _entries = sa.Table(
@@ -81,9 +81,7 @@ class CockroachDBEngine(MetadataEngine):
                         Trait.REPLICATES, Trait.CHANGE_FEED))
 
     def __init__(self, url: sa.URL):
-        if 'glance_geo' not in url.query.get('plugin', ''):
-            url = url.update_query_dict({'plugin': 'glance_geo'})
-        self._engine = sa.create_engine(url)
+        self._engine = sa.create_engine(plugin.named(url))
         try:
             self._create()
         except (sa.exc.SQLAlchemyError, DBError) as error:
