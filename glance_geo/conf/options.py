@@ -150,6 +150,52 @@ store_opts = [
 ]
 
 
+def _node_opts(address: str, sample: str, use: str) -> list[Any]:
+    """Return the options that say which node of IPFS a store uses."""
+    return [
+        cfg.StrOpt(
+            'ipfs_api', default=address, sample_default=sample,
+            help='Address of the RPC of this site\'s node of IPFS (Kubo), as '
+                 'a multiaddr: ``/ip4/127.0.0.1/tcp/5001/http``, '
+                 '``/dns/host/tcp/443/https`` or '
+                 f'``/unix/run/ipfs/api.sock``. {use}'),
+        cfg.StrOpt(
+            'ipfs_auth_file', default='',
+            sample_default='/etc/glance-geo/ipfs.auth',
+            help='File with what the RPC wants: ``basic:<user>:<password>`` '
+                 'or ``bearer:<token>``, as in the node\'s '
+                 '``API.Authorizations``. Empty: nothing.'),
+        cfg.StrOpt(
+            'ipfs_ca_file', default='',
+            help='Certificate of the authority of an https node. Empty: the '
+                 'system\'s.'),
+        cfg.FloatOpt(
+            'ipfs_timeout', default=30.0, min=1.0,
+            help='Seconds after which a block that nobody gives counts as '
+                 'missing, and a node that does not answer as down.'),
+    ]
+
+
+ipfs_opts = _node_opts('/ip4/127.0.0.1/tcp/5001/http',
+                       '/ip4/127.0.0.1/tcp/5001/http',
+                       'The images are kept there.')
+store_opts += [
+    *_node_opts('', '/ip4/127.0.0.1/tcp/5001/http',
+                'With it, chunks can come from the swarm beside other sites\' '
+                'agents. Empty: no IPFS.'),
+    cfg.BoolOpt(
+        'geo_ipfs_publish', default=True,
+        help='With ``ipfs_api``: offer the chunks of the images that this '
+             'site holds whole, and whose placement lets every site have '
+             'them, to the swarm. They are kept once more there, not '
+             'compressed.'),
+    cfg.BoolOpt(
+        'geo_ipfs_prefer', default=False,
+        help='With ``ipfs_api``: ask the swarm for missing chunks before '
+             'other sites\' agents, not after them.'),
+]
+
+
 # Glance's own options, for the sample alone: never registered.
 _glance_opts = [
     cfg.ListOpt('config_source', sample_default='glance_geo',
@@ -184,6 +230,7 @@ def list_opts() -> list[tuple[str, list[Any]]]:
     return [('DEFAULT', _glance_opts), (GROUP, [
         driver_opt, *site_opts, *agent_opts]),
         ('glance_store', _default_store_opts), ('geo', store_opts),
+        ('swarm', ipfs_opts),
         ('os_glance_staging_store', _folder_opts('staging')),
         ('os_glance_tasks_store', _folder_opts('tasks'))]
 
@@ -283,23 +330,73 @@ def signing_key(keys: Mapping[str, bytes]) -> tuple[str, bytes]:
     return next(iter(keys.items()))
 
 
+def _stores(conf: cfg.ConfigOpts, kind: str) -> list[str]:
+    backends: Any = conf.enabled_backends or {}
+    return [name for name, its in backends.items() if its == kind]
+
+
+def geo_store(conf: cfg.ConfigOpts) -> str | None:
+    """Return the name of the node's geo store, if it has one.
+
+    :raises ConfigurationInvalid: it has several
+    """
+    names = _stores(conf, 'geo')
+    if len(names) > 1:
+        raise errors.ConfigurationInvalid(
+            'enabled_backends names several stores of type geo: a node has '
+            'one')
+    if not names:
+        return None
+    conf.register_opts(store_opts, group=names[0])
+    return names[0]
+
+
+def ipfs_store(conf: cfg.ConfigOpts) -> str | None:
+    """Return the name of the node's ipfs store, if it has one.
+
+    :raises ConfigurationInvalid: it has several
+    """
+    names = _stores(conf, 'ipfs')
+    if len(names) > 1:
+        raise errors.ConfigurationInvalid(
+            'enabled_backends names several stores of type ipfs: a node has '
+            'one')
+    if not names:
+        return None
+    conf.register_opts(ipfs_opts, group=names[0])
+    return names[0]
+
+
+def ipfs_secret(conf: cfg.ConfigOpts, store: str) -> str:
+    """Return what the RPC of a store's node of IPFS wants; '' for nothing.
+
+    :raises ConfigurationInvalid: the file can't be read; no secret is shown
+    """
+    path = conf[store].ipfs_auth_file
+    if not path:
+        return ''
+    try:
+        return Path(path).read_text().strip()
+    except OSError as error:
+        raise errors.ConfigurationInvalid(
+            f'[{store}] ipfs_auth_file {path}: {error.strerror}') from error
+
+
 def store_folder(conf: cfg.ConfigOpts) -> tuple[str, str]:
     """Return (store name, folder) of the node's geo store.
 
-    :raises ConfigurationInvalid: none or several are enabled
+    :raises ConfigurationInvalid: there is none, or it has no folder
     """
-    backends: Any = conf.enabled_backends or {}
-    names = [name for name, kind in backends.items() if kind == 'geo']
-    if len(names) != 1:
+    name = geo_store(conf)
+    if name is None:
         raise errors.ConfigurationInvalid(
             'enabled_backends must name one store of type geo, such as '
             'enabled_backends = geo:geo')
-    conf.register_opts(store_opts, group=names[0])
-    folder = conf[names[0]].geo_store_datadir
+    folder = conf[name].geo_store_datadir
     if not folder:
         raise errors.ConfigurationInvalid(
-            f'[{names[0]}] geo_store_datadir is not set')
-    return names[0], folder
+            f'[{name}] geo_store_datadir is not set')
+    return name, folder
 
 
 def store_owner(conf: cfg.ConfigOpts, store: str) -> str:

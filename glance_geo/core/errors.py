@@ -50,8 +50,12 @@ class ManifestInvalid(GeoError):
     """A manifest does not parse, or claims what it does not hold."""
 
 
+class CIDInvalid(GeoError):
+    """Not a CID of a block that this package writes, or not such a block."""
+
+
 class LocationInvalid(GeoError):
-    """A geo:// location does not parse or its signature is wrong."""
+    """A location does not parse or its signature is wrong."""
 
 
 class StoreFull(GeoError):
@@ -72,6 +76,10 @@ class PeerRefused(GeoError):
 
 class PeerMisbehaved(GeoError):
     """A node's answer breaks the protocol; it is dropped whole."""
+
+
+class IPFSFailed(GeoError):
+    """A node of IPFS could not do what was asked; the text is its own."""
 
 
 class SiteRetired(PeerRefused):

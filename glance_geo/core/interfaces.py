@@ -18,6 +18,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from glance_geo.core.digests import Digests
@@ -362,6 +363,64 @@ class LocalChunks(Protocol):
                 always: bool) -> Any: ...
 
     def compact(self, rate: float, stopped: Callable[[], bool]) -> Any: ...
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class PinReference:
+    """On whose behalf a node of IPFS keeps a file.
+
+    :ivar nonce: of the location that lists it, or ``copy``
+    """
+
+    image: str
+    cid: str
+    nonce: str
+
+
+class FilePins(Protocol):
+    """What the node's IPFS keeps for one store, as replication sees it."""
+
+    def all(self) -> list[PinReference]: ...
+
+    def asked(self) -> list[PinReference]: ...
+
+    def keep(self, ref: PinReference,
+             stopped: Callable[[], bool] = ...) -> None: ...
+
+    def leave(self, ref: PinReference) -> None: ...
+
+    def answered(self, ref: PinReference) -> None: ...
+
+    def repair(self) -> Sequence[str]: ...
+
+
+class ChunkProvider(Protocol):
+    """Somebody who may have the chunks that are missing here."""
+
+    @property
+    def label(self) -> str:
+        """Who it is, for errors: ``site paris``, ``the swarm``."""
+
+    def chunks(self, image: str, manifest: bytes, names: Sequence[bytes],
+               ) -> AbstractContextManager[Iterable[bytes]]:
+        """Return, in order, each chunk's bytes; b'' for one it has not.
+
+        :raises Unreachable, PeerRefused, PeerMisbehaved: it gives none
+        """
+
+
+class ChunkPublisher(Protocol):
+    """Offers the chunks of whole images to others."""
+
+    def published(self) -> set[tuple[str, bytes]]:
+        """Return (image, manifest) of what is offered."""
+
+    def publish(self, image: str, manifest: bytes, view: ChunkView,
+                stopped: Callable[[], bool]) -> None:
+        """Offer an image; may be repeated."""
+
+    def withdraw(self, image: str, manifest: bytes) -> None:
+        """Offer an image no longer; may be repeated."""
 
 
 class ChunkSource(Protocol):

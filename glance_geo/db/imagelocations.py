@@ -31,14 +31,14 @@ class LocationCalls(Calls):
 
     @staticmethod
     def _check_owner(image_id: str, url: str) -> None:
-        """Refuse a geo location that was issued for another image.
+        """Refuse a location of ours that was issued for another image.
 
         Where users may set locations, a copied one would give its bits to
         whoever has seen it. Its signature is the store's to check.
 
         :raises BadStoreUri: (400)
         """
-        if not url.startswith(f'{geo_location.SCHEME}:'):
+        if url.partition(':')[0] not in geo_location.SCHEMES:
             return
         try:
             owner = geo_location.parse(url).image

@@ -23,6 +23,7 @@ from glance_geo.replication.serving import (
     serve_local,
     serve_peers,
 )
+from glance_geo.replication.swarm import Swarm
 from glance_geo.replication.sync import PeerSync, Upkeep
 from glance_geo.replication.transfer import Fetcher
 
@@ -46,7 +47,8 @@ class Agent:
 
     def __init__(self, site: str, node: str, log: RecordLog,
                  store: LocalChunks, peers: Sequence[PeerClient],
-                 intervals: Intervals, rules: KeeperRules):
+                 intervals: Intervals, rules: KeeperRules,
+                 swarm: Swarm | None = None):
         self.site = site
         self.node = node
         self._log = log
@@ -54,11 +56,14 @@ class Agent:
         self._began = time.time()
         self._peers = {peer.site: peer for peer in peers}
         self._rules = rules
-        self.fetcher = Fetcher(store, self._permit, self._order)
+        self.swarm = swarm or Swarm()
+        self.fetcher = Fetcher(
+            store, self._permit, lambda image, manifest:
+            self.swarm.with_peers(self._order(image, manifest)))
         self.evictor = Evictor(site, log, store, self._order,
                                lambda image: self.keeper.forget_holding(image))
         self.keeper = Keeper(site, node, log, store, self.fetcher,
-                             self.evictor, rules)
+                             self.evictor, rules, self.swarm)
         self._intervals = intervals
         self.tombstones = tombstones.Tombstones()
         votes = audit.Votes(lambda: [site for site in self.members()
@@ -93,6 +98,7 @@ class Agent:
             serve_peers(self.peer_server, listen, tls, cert_file, key_file,
                         timeout),
             HintListener(hint_path(agent_socket), self._written)]
+        self.swarm.start()
         self.keeper.start()
         for sync in self._syncs.values():
             sync.start()
@@ -108,6 +114,7 @@ class Agent:
         for sync in self._syncs.values():
             sync.stop()
         self.keeper.stop()
+        self.swarm.stop()
         try:
             self.fetcher.settle(force=True)
         except errors.GeoError as error:
@@ -274,13 +281,14 @@ class Agent:
             'tombstones': dataclasses.asdict(self.tombstones),
             'retired': sorted(membership.retired_sites(
                 self._log.list('site'))),
-            'pulling': dict(self.keeper.pulling),
+            'pulling': {**self.swarm.pinning, **self.keeper.pulling},
             'chunks_received': self.fetcher.chunks_received,
             'chunks_sent': self.peer_server.chunks_sent,
             'store': {'used_bytes': self._store.used_bytes(),
                       'limit_bytes': self._store.limit,
                       **self._store.statistics()},
-            'evicted': dataclasses.asdict(self.evictor.done)}
+            'evicted': dataclasses.asdict(self.evictor.done),
+            'ipfs': self.swarm.status()}
 
     def _audit(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -303,6 +311,9 @@ class Agent:
             return self._audit()
         if path == '/collect':
             return dataclasses.asdict(self.keeper.collect())
+        if path == '/pins':
+            self.swarm.tidy()
+            return {}
         if path == '/compact':
             return dataclasses.asdict(self.keeper.compact(0.0))
         raise errors.PeerMisbehaved(f'no call {path}')

@@ -45,6 +45,7 @@ class PeerClient:
         self._lock = threading.Lock()
         shown = f'[{host}]' if ':' in host else host
         self.address = f'{shown}:{port}'
+        self.label = f'site {site}'
         self._http = httpx.Client(
             base_url=f'https://{self.address}', verify=tls, trust_env=False,
             timeout=httpx.Timeout(timeout, pool=60.0),

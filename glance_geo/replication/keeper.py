@@ -25,7 +25,9 @@ from glance_geo.replication.sources import (
     listed_under,
     with_manifest,
 )
+from glance_geo.replication.swarm import Swarm
 from glance_geo.replication.transfer import Fetcher
+from glance_geo.replication.workqueue import WorkQueue
 
 LOG = logging.getLogger(__name__)
 
@@ -59,7 +61,8 @@ class Keeper:
 
     def __init__(self, site: str, node: str, log: RecordLog,
                  store: LocalChunks, fetcher: Fetcher, evictor: Evictor,
-                 rules: KeeperRules):
+                 rules: KeeperRules, swarm: Swarm):
+        self._swarm = swarm
         self._trash_us = int(rules.trash_days * 86_400 * 1_000_000)
         self._rules = rules
         self._evictor = evictor
@@ -74,17 +77,17 @@ class Keeper:
         self._tidied = 0.0
         self._evictable: set[tuple[str, bytes]] | None = None
         self._stop = threading.Event()
-        self._queue: dict[str, bytes] = {}
-        self._queue_lock = threading.Condition()
+        self._pulls: WorkQueue[str, bytes] = WorkQueue(
+            'puller', self._pull_one, _RETRY_SECONDS)
         self.pulling: dict[str, str] = {}
         self._touched: set[tuple[str, bytes]] = set()
         self._threads = [
             threading.Thread(target=self._follow, name='keeper', daemon=True),
-            threading.Thread(target=self._pull, name='puller', daemon=True),
             threading.Thread(target=self._tidy, name='collector',
                              daemon=True)]
 
     def start(self) -> None:
+        self._pulls.start()
         for thread in self._threads:
             thread.start()
 
@@ -92,8 +95,7 @@ class Keeper:
         self._stop.set()
         self._wake.set()
         self._tidy_now.set()
-        with self._queue_lock:
-            self._queue_lock.notify_all()
+        self._pulls.stop()
         for thread in self._threads:
             thread.join(timeout=10)
 
@@ -114,6 +116,7 @@ class Keeper:
             if record.kind == 'image':
                 seen += 1
                 self._image(record)
+                self._swarm.look(record)
         self._cursor = vector
         return seen
 
@@ -129,7 +132,7 @@ class Keeper:
             self._report(bits, manifest)
             decision = bits.decide(self._site)
             if bits.ready and decision.wanted:
-                self._want(record.id, manifest)
+                self._pulls.put(record.id, manifest)
 
     def _settle(self, name: str) -> list[ImageBits]:
         """Drop what metadata has given up of the images under an id."""
@@ -145,11 +148,6 @@ class Keeper:
         """Return the image id under which this node keeps a manifest."""
         return self._store.holder(bits.names, manifest)
 
-    def _want(self, image: str, manifest: bytes) -> None:
-        with self._queue_lock:
-            self._queue[image] = manifest
-            self._queue_lock.notify_all()
-
     def _report(self, bits: ImageBits, manifest: bytes) -> None:
         """Write this node's holding of an image, if it changed."""
         if self._holder(bits, manifest) is None:
@@ -159,6 +157,7 @@ class Keeper:
             'image': bits.image, 'site': self._site, 'node': self._node,
             'manifest': manifest.hex(), 'here': here, 'total': total,
             'stored': stored})
+        self._swarm.held(bits.image)
 
     def _write_holding(self, image: str, holding: dict[str, Any]) -> None:
         def change(present: Record | None) -> dict[str, Any] | None:
@@ -183,6 +182,7 @@ class Keeper:
             for bits in self._settle(image):
                 if bits.deleted:
                     self._forget_holding(bits.image)
+        self._swarm.tidy_soon()
         self._evictor.make_room()
         evictable = {(copy.image, copy.manifest)
                      for copy in self._evictor.evictable()}
@@ -255,19 +255,6 @@ class Keeper:
             LOG.exception('%s failed', call.__name__)
 
     # -- pulling ----------------------------------------------------------
-    def _pull(self) -> None:
-        while not self._stop.is_set():
-            with self._queue_lock:
-                while not self._queue and not self._stop.is_set():
-                    self._queue_lock.wait(1.0)
-                if self._stop.is_set():
-                    return
-                image, manifest = next(iter(self._queue.items()))
-                del self._queue[image]
-            if not self._pull_one(image, manifest):
-                self._want(image, manifest)
-                self._stop.wait(_RETRY_SECONDS)
-
     def _pull_one(self, image: str, manifest: bytes) -> bool:
         """Pull one image; False asks for another try later."""
         record = self._log.get('image', image)

@@ -18,6 +18,8 @@ class ImageBits:
     """An image as far as its bits are concerned.
 
     :ivar locations: its geo locations
+    :ivar files: its ipfs locations
+    :ivar removed: ipfs locations that somebody took from it
     :ivar ready: the image is active (or deactivated): its bits may be copied
     """
 
@@ -31,6 +33,8 @@ class ImageBits:
     deleted: bool
     locations: frozenset[location.GeoLocation]
     properties: Mapping[str, str]
+    files: frozenset[location.IPFSLocation] = frozenset()
+    removed: frozenset[location.IPFSLocation] = frozenset()
 
     @property
     def listed(self) -> frozenset[tuple[bytes, str]]:
@@ -42,7 +46,8 @@ class ImageBits:
     def names(self) -> frozenset[str]:
         """The image ids that its locations were issued for: another one
         than its own too, if it moved aside."""
-        return frozenset({self.image, *(e.image for e in self.locations)})
+        return frozenset({self.image, *(
+            each.image for each in (*self.locations, *self.files))})
 
     @property
     def manifests(self) -> list[bytes]:
@@ -71,16 +76,17 @@ def image_bits(record: Record, trash_since: int | None = None) -> ImageBits:
     in_trash = (trash_since is not None and overtaken is not None
                 and overtaken > trash_since)
     deleted = bool(deletion.get('deleted')) and not delayed and not in_trash
-    locations = set()
+    kept: set[location.Location] = set()
+    removed: set[location.Location] = set()
     for field, data in values.items():
-        if not field.startswith('loc:') or deleted:
+        if not field.startswith('loc:'):
             continue
-        if data['removed'] and data['status'] != 'pending_delete' and not (
-                in_trash and (data['deleted_at'] or 0) > (overtaken or 0)
-                - _DELETION_SECONDS * _SECOND):
-            continue
+        gone = deleted or (
+            data['removed'] and data['status'] != 'pending_delete'
+            and not (in_trash and (data['deleted_at'] or 0)
+                     > (overtaken or 0) - _DELETION_SECONDS * _SECOND))
         try:
-            locations.add(location.parse(data['url']))
+            (removed if gone else kept).add(location.parse(data['url']))
         except errors.LocationInvalid:
             continue    # of another store
     data = values.get('data') or {}
@@ -88,9 +94,17 @@ def image_bits(record: Record, trash_since: int | None = None) -> ImageBits:
         record.id, values.get('name'), values.get('home'), data.get('size'),
         values.get('owner'), values.get('visibility') == 'public',
         data.get('status') == 'active' and not deletion.get('deleted'),
-        deleted, frozenset(locations),
+        deleted, frozenset(each for each in kept
+                           if isinstance(each, location.GeoLocation)),
         {field[5:]: prop['value'] for field, prop in values.items()
-         if field.startswith('prop:') and not prop['removed']})
+         if field.startswith('prop:') and not prop['removed']},
+        _files(kept), _files(removed))
+
+
+def _files(found: Iterable[location.Location],
+           ) -> frozenset[location.IPFSLocation]:
+    return frozenset(each for each in found
+                     if isinstance(each, location.IPFSLocation))
 
 
 def chunk_project(bits: ImageBits, site_wide: bool) -> str:

@@ -16,12 +16,12 @@ from typing import Any
 
 from glance_geo.core import errors
 from glance_geo.core.interfaces import (
+    ChunkProvider,
     ChunkSession,
     ChunkView,
     LocalChunks,
 )
 from glance_geo.core.manifest import name_of
-from glance_geo.replication.client import PeerClient
 
 LOG = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ _IDLE_SECONDS = 5.0
 _SESSION_SECONDS = 60.0
 _ATTEMPTS = 3
 
-Order = Callable[[str, bytes], list[PeerClient]]
+Order = Callable[[str, bytes], Sequence[ChunkProvider]]
 Arrived = Callable[[Sequence[bytes]], None]
 
 
@@ -62,7 +62,7 @@ class Fetcher:
 
     :param permit: returns the project among whose chunks an image's are
         stored; raises BitsElsewhere if placement refuses the image here
-    :param order: returns the peers to ask for an image, best first
+    :param order: returns whom to ask for an image's chunks, best first
     """
 
     def __init__(self, store: LocalChunks,
@@ -141,7 +141,7 @@ class Fetcher:
             self._tell(want, kept, None)
         try:
             for start in range(0, len(names), batch):
-                self._from_peers(want, names[start:start + batch], arrived)
+                self._from_all(want, names[start:start + batch], arrived)
         except BaseException as error:
             self._tell(want, list(left), error)
             raise
@@ -157,9 +157,9 @@ class Fetcher:
             else:
                 future.set_exception(failure)
 
-    def _from_peers(self, want: Wanted, names: list[bytes],
+    def _from_all(self, want: Wanted, names: list[bytes],
                     arrived: Arrived) -> None:
-        """Ask peer after peer until every chunk is here.
+        """Ask one provider after the other until every chunk is here.
 
         :raises BitsUnavailable: something is left; the text has each cause
         """
@@ -170,10 +170,10 @@ class Fetcher:
                 del left[name]
             arrived(some)
         causes = []
-        for peer in self._order(want.image, want.manifest):
-            cause = f'site {peer.site} does not have them'
+        for provider in self._order(want.image, want.manifest):
+            cause = f'{provider.label} does not have them'
             try:
-                self._from_peer(peer, want, list(left), kept)
+                self._from_one(provider, want, list(left), kept)
             except (errors.Unreachable, errors.PeerRefused,
                     errors.PeerMisbehaved) as error:
                 cause = str(error)
@@ -186,8 +186,8 @@ class Fetcher:
             f'and could not be fetched: '
             + ('; '.join(causes) or 'no other site is configured'))
 
-    def _from_peer(self, peer: PeerClient, want: Wanted, names: list[bytes],
-                   kept: Arrived) -> None:
+    def _from_one(self, provider: ChunkProvider, want: Wanted,
+                  names: list[bytes], kept: Arrived) -> None:
         got: dict[bytes, tuple[int, Any, int]] = {}
 
         def keep() -> None:
@@ -197,17 +197,17 @@ class Fetcher:
                 got.clear()
                 kept(done)
         try:
-            with peer.chunks(want.image, want.manifest, names) as frames:
+            with provider.chunks(want.image, want.manifest, names) as frames:
                 for place, data in enumerate(frames):
                     if place >= len(names):
                         raise errors.PeerMisbehaved(
-                            f'site {peer.site} sent more than was asked for')
+                            f'{provider.label} sent more than was asked for')
                     if not data:
                         continue
                     name = names[place]
                     if name_of(data) != name:
                         raise errors.PeerMisbehaved(
-                            f'site {peer.site} sent wrong bytes for chunk '
+                            f'{provider.label} sent wrong bytes for chunk '
                             f'{name.hex()}')
                     got[name] = (*self._store.compress(data), len(data))
                     if len(got) >= BATCH:

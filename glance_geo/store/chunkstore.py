@@ -18,15 +18,11 @@ from typing import Any, Generic, TypeVar
 from glance_geo.core import chunker, errors
 from glance_geo.core.chunker import Data
 from glance_geo.core.manifest import Extent, name_of
+from glance_geo.core.settling import COPY
 from glance_geo.store import collect, compact, packs
 from glance_geo.store.folder import RESERVE, StoreFolder, disk_errors
 from glance_geo.store.index import ChunkIndex
-from glance_geo.store.references import (
-    COPY,
-    Reference,
-    References,
-    blob,
-)
+from glance_geo.store.references import Reference, References, blob
 from glance_geo.store.schema import SHARED
 from glance_geo.store.session import WriteSession
 from glance_geo.store.view import ChunkView

@@ -12,13 +12,9 @@ import os
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
-import glance_store
-from glance.common import exception as glance_exception
-from glance_store import capabilities, driver, exceptions
-from glance_store import location as store_location
+from glance_store import capabilities, driver
 from oslo_config import cfg
 
 from glance_geo.conf import options
@@ -28,61 +24,26 @@ from glance_geo.store import advice
 from glance_geo.store.chunkstore import ChunkStore
 from glance_geo.store.download import ImageReader, NoSource
 from glance_geo.store.schema import SHARED
-from glance_geo.store.upload import SizeMismatch, Uploaded, upload
+from glance_geo.store.signed import (
+    SignedLocation,
+    SignedStore,
+    as_glance_expects,
+)
+from glance_geo.store.upload import Uploaded, upload
 
 LOG = logging.getLogger(__name__)
 
 
-@contextmanager
-def _as_glance_expects(image: str) -> Iterator[None]:
-    """Translate our errors into those that Glance turns into statuses."""
-    try:
-        yield
-    except errors.BitsElsewhere as error:
-        raise glance_exception.Forbidden(message=str(error)) from error
-    except (errors.BitsUnavailable, errors.Unreachable,
-            errors.ChunkMissing) as error:
-        raise exceptions.RemoteServiceUnavailable(
-            message=str(error)) from error
-    except errors.ManifestInvalid as error:
-        raise exceptions.RemoteServiceUnavailable(
-            message=f'image {image}: {error}') from error
-    except errors.StoreFull as error:
-        raise exceptions.StorageFull(message=str(error)) from error
-    except errors.StoreUnusable as error:
-        raise exceptions.StorageWriteDenied(message=str(error)) from error
-    except SizeMismatch as error:
-        raise glance_store.Invalid(message=str(error)) from error
-    except errors.LocationInvalid as error:
-        raise exceptions.BadStoreUri(message=str(error)) from error
+class StoreLocation(SignedLocation):
+    """``geo://`` locations, for glance_store."""
+
+    KIND = GeoLocation
 
 
-class StoreLocation(store_location.StoreLocation):
-    """``geo://`` URIs, for glance_store."""
-
-    geo: GeoLocation
-
-    def process_specs(self) -> None:
-        self.scheme = self.specs.get('scheme', location.SCHEME)
-
-    def get_uri(self) -> str:
-        return self.geo.uri
-
-    def parse_uri(self, uri: str) -> None:
-        """Take a location apart.
-
-        :raises BadStoreUri: not of this store's form
-        """
-        try:
-            self.geo = location.parse(uri)
-        except errors.LocationInvalid as error:
-            raise exceptions.BadStoreUri(message=str(error)) from error
-        self.scheme = location.SCHEME
-
-
-class Store(driver.Store):
+class Store(SignedStore):
     """Glance's view of the node's chunk store."""
 
+    SCHEME = location.SCHEME
     _CAPABILITIES = (capabilities.BitMasks.READ_RANDOM
                      | capabilities.BitMasks.WRITE_ACCESS
                      | capabilities.BitMasks.DRIVER_REUSABLE)
@@ -92,29 +53,12 @@ class Store(driver.Store):
 
     def __init__(self, conf: cfg.ConfigOpts, backend: str | None = None):
         super().__init__(conf, backend=backend)
-        options.register(conf)
         self._lock = threading.Lock()
         self._opened: tuple[int, ChunkStore] | None = None
 
-    def get_schemes(self) -> tuple[str, ...]:
-        return (location.SCHEME,)
-
-    def configure_add(self) -> None:
-        """Check the options and open the chunk store.
-
-        :raises BadStoreConfiguration: and the store then refuses uploads
-        """
-        try:
-            if not self.backend_group:
-                raise errors.ConfigurationInvalid(
-                    'the geo store needs enabled_backends = geo:geo')
-            self._url_prefix = f'{location.SCHEME}://{self.backend_group}/'
-            self._keys = options.location_keys(self.conf)
-            self._chunks()
-        except errors.GeoError as error:
-            raise exceptions.BadStoreConfiguration(
-                store_name=self.backend_group or 'geo', reason=str(error),
-            ) from error
+    def _configure(self) -> None:
+        self._url_prefix = f'{self.SCHEME}://{self.backend_group}/'
+        self._chunks()
 
     def _chunks(self) -> ChunkStore:
         # uWSGI may fork after this was opened: descriptors with a position
@@ -138,20 +82,12 @@ class Store(driver.Store):
         from glance_geo import assembly
         return assembly.chunk_source(self.conf) or NoSource()
 
-    def _verified(self, loc: Any) -> GeoLocation:
-        geo = loc.store_location.geo
-        if geo.store != self.backend_group:
-            raise errors.LocationInvalid(
-                f'location is of store {geo.store!r}')
-        location.verify(geo, self._keys)
-        return geo
-
     @driver.back_compat_add
     @capabilities.check
     def add(self, image_id: str, image_file: Any, image_size: int,
             hashing_algo: str, context: Any = None, verifier: Any = None,
             ) -> tuple[str, int, str, str, dict[str, Any]]:
-        with _as_glance_expects(image_id):
+        with as_glance_expects(image_id):
             nonce = uuid.uuid4().hex[:16]
             # Signed with nothing yet: a bad image id fails before any byte.
             key_id, key = options.signing_key(self._keys)
@@ -198,8 +134,8 @@ class Store(driver.Store):
     def get(self, location: Any, offset: int = 0,
             chunk_size: int | None = None, context: Any = None,
             ) -> tuple[Iterator[bytes], int]:
-        geo = location.store_location.geo
-        with _as_glance_expects(geo.image):
+        geo = location.store_location.parsed
+        with as_glance_expects(geo.image):
             geo = self._verified(location)
             reader = ImageReader(self._chunks(), geo.image, geo.manifest,
                                  self._source())
@@ -207,8 +143,8 @@ class Store(driver.Store):
         return stream, chunk_size or size
 
     def get_size(self, location: Any, context: Any = None) -> int:
-        geo = location.store_location.geo
-        with _as_glance_expects(geo.image):
+        geo = location.store_location.parsed
+        with as_glance_expects(geo.image):
             geo = self._verified(location)
             return ImageReader(self._chunks(), geo.image, geo.manifest,
                                self._source()).manifest().size
@@ -220,8 +156,8 @@ class Store(driver.Store):
         Metadata is the authority: the bits go once the image's record no
         longer lists the location, whoever asked for the deletion.
         """
-        geo = location.store_location.geo
-        with _as_glance_expects(geo.image):
+        geo = location.store_location.parsed
+        with as_glance_expects(geo.image):
             geo = self._verified(location)
             self._chunks().refs.queue_check(geo.image, geo.manifest,
                                             geo.nonce)

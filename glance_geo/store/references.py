@@ -12,10 +12,8 @@ import time
 from collections.abc import Collection
 
 from glance_geo.core import errors
+from glance_geo.core.settling import COPY, given_up
 from glance_geo.store.index import ChunkIndex
-
-COPY = 'copy'
-"""The nonce of a reference that keeps a copy fetched from elsewhere."""
 
 # How old the time of last use may be before it is written again: seconds.
 _USED_GRAIN = 60
@@ -145,32 +143,20 @@ class References:
                deleted: bool) -> int:
         """Drop an image's references that metadata has given up.
 
-        That a record does not list a location is not enough: it may be
-        about to, or may have been restored from before it did. A reference
-        goes when the image is deleted, or when its own deletion was asked
-        for and the record does not list it.
-
         :param listed: (manifest, nonce) of the locations in the image's
-            record; a copy stays while any location has its manifest
+            record
         :param deleted: every image that the id stands for is deleted for
             good
         :returns: how many references went
         """
-        dropped = 0
-        manifests = {name for name, _ in listed}
-        asked = {row for row in self._index.query(
-            'SELECT manifest, nonce FROM checks WHERE image = ?', (image,))}
-        for ref in self.all(image):
-            pair = (ref.manifest, ref.nonce)
-            if pair in listed or (ref.nonce == COPY
-                                  and ref.manifest in manifests):
-                continue
-            if deleted or pair in asked or (
-                    ref.nonce == COPY and ref.manifest in {
-                        name for name, _ in asked}):
-                self.drop(image, *pair)
-                dropped += 1
-        return dropped
+        asked = self._index.query(
+            'SELECT manifest, nonce FROM checks WHERE image = ?', (image,))
+        gone = given_up([(ref.manifest, ref.nonce)
+                         for ref in self.all(image)], listed,
+                        {tuple(row) for row in asked}, deleted)
+        for pair in gone:
+            self.drop(image, *pair)
+        return len(gone)
 
     # -- leases -----------------------------------------------------------
     def lease(self, image: str, manifest: bytes, node: str) -> None:

@@ -7,26 +7,20 @@ compression, and writing. Memory is bounded by the blocks in flight.
 """
 
 import dataclasses
-import hashlib
 from collections import deque
-from collections.abc import Iterable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any
 
 from glance_geo.core import errors
 from glance_geo.core.chunker import Chunker, Data, Hole
 from glance_geo.core.manifest import Extent, ManifestBuilder, extent_of
 from glance_geo.store import packs
+from glance_geo.store.body import ImageBody, Readable
 from glance_geo.store.chunkstore import ChunkStore, WriteSession
 
-BLOCK = 2 * 1024 * 1024
 _BLOCKS_IN_FLIGHT = 5
 _COMPRESS = 32
 _CLAIMS = 200_000
-
-
-class Readable(Protocol):
-    def read(self, size: int) -> bytes: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,26 +37,6 @@ class Uploaded:
     multihash: str
     new_bytes: int
     data_bytes: int = 0
-
-
-class SizeMismatch(errors.GeoError):
-    """The body is shorter or longer than announced."""
-
-
-def _blocks(source: Readable) -> Iterable[bytes]:
-    """Yield blocks of full size; sources give as little as they like."""
-    parts: list[bytes] = []
-    length = 0
-    while True:
-        data = source.read(BLOCK - length)
-        if data:
-            parts.append(data)
-            length += len(data)
-        if parts and (length >= BLOCK or not data):
-            yield parts[0] if len(parts) == 1 else b''.join(parts)
-            parts, length = [], 0
-        if not data:
-            return
 
 
 @dataclasses.dataclass
@@ -142,13 +116,10 @@ def upload(store: ChunkStore, image: str, nonce: str, source: Readable,
     :raises SizeMismatch: nothing is kept
     :raises StoreFull: nothing is kept
     """
-    md5 = hashlib.md5(usedforsecurity=False)
-    multihash = hashlib.new(hashing_algo)
     session = store.session(project)
-    total = 0
     in_flight: deque[list[Future]] = deque()
     try:
-        with (ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as two,
+        with (ImageBody(image, source, size, hashing_algo, verifier) as body,
               ThreadPoolExecutor(1) as splits, ThreadPoolExecutor(1) as writes,
               ThreadPoolExecutor(2) as compressors):
             splitter = _Splitter(session, compressors)
@@ -156,17 +127,8 @@ def upload(store: ChunkStore, image: str, nonce: str, source: Readable,
             def take(block: bytes | None) -> list[Future]:
                 split = splits.submit(splitter.split, block)
                 return [split, writes.submit(splitter.store, split)]
-            for block in _blocks(source):
-                total += len(block)
-                if size and total > size:
-                    raise SizeMismatch(
-                        f'image {image}: body is longer than the '
-                        f'{size} bytes announced')
-                in_flight.append([
-                    one.submit(md5.update, block),
-                    two.submit(multihash.update, block), *take(block)])
-                if verifier is not None:
-                    verifier.update(block)
+            for block in body:
+                in_flight.append(take(block))
                 while len(in_flight) >= _BLOCKS_IN_FLIGHT:
                     for future in in_flight.popleft():
                         future.result()
@@ -174,10 +136,6 @@ def upload(store: ChunkStore, image: str, nonce: str, source: Readable,
             for futures in in_flight:
                 for future in futures:
                     future.result()
-            if size and total != size:
-                raise SizeMismatch(
-                    f'image {image}: body has {total} bytes, {size} were '
-                    f'announced')
             root = splitter.finish()
         session.commit((image, root, nonce))
     except errors.StoreFull:
@@ -188,5 +146,5 @@ def upload(store: ChunkStore, image: str, nonce: str, source: Readable,
     except BaseException:
         session.abort()     # a collection takes what it leaves
         raise
-    return Uploaded(root, total, md5.hexdigest(), multihash.hexdigest(),
+    return Uploaded(root, body.size, body.checksum, body.multihash,
                     session.stored_bytes, splitter.data_bytes)

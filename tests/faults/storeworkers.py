@@ -12,7 +12,7 @@ import random
 import uuid
 
 from glance_geo.core import errors
-from glance_geo.store import compact, packs, upload
+from glance_geo.store import body, compact, packs, upload
 from glance_geo.store.chunkstore import ChunkStore
 from glance_geo.store.download import ImageReader, NoSource
 
@@ -26,7 +26,7 @@ def small():
     packs.PACK_MAXIMUM = 600_000
     compact._SMALL = 100_000
     compact._SMALL_PACKS = 3
-    upload.BLOCK = 128 * 1024
+    body.BLOCK = 128 * 1024
 
 
 def data_of(seed):

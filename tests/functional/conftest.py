@@ -5,7 +5,7 @@ from pathlib import Path
 import glance
 import pytest
 
-from tests.functional.labs import Client, Lab
+from tests.functional.labs import Client, Lab, Stores
 
 SITES = ('paris', 'rennes', 'nantes')
 
@@ -27,7 +27,7 @@ def glance_work_folder(tmp_path_factory):
 @pytest.fixture(scope='session')
 def lab(tmp_path_factory):
     made = Lab(tmp_path_factory.mktemp('lab') / 'lab')
-    made.up(SITES, file_store=True, extra=[
+    made.up(SITES, stores=Stores(('geo', 'file')), extra=[
         'show_multiple_locations = true', 'enabled_import_methods = '
         '[glance-direct,web-download,copy-image]'])
     yield made

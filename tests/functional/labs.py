@@ -13,6 +13,7 @@ TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 sys.path.insert(0, str(TOOLS))
 
 from geolab.lab import Lab  # noqa: E402, F401
+from geolab.layout import Stores  # noqa: E402, F401
 from geolab.processes import LabError  # noqa: E402, F401
 
 

@@ -9,7 +9,14 @@ import time
 
 import pytest
 
-from tests.functional.labs import Client, Lab, command, openstack, wait
+from tests.functional.labs import (
+    Client,
+    Lab,
+    Stores,
+    command,
+    openstack,
+    wait,
+)
 from tests.unit.test_advice import text_of
 from tests.unit.test_store_upkeep import flip
 
@@ -19,7 +26,8 @@ SITES = ('paris', 'rennes')
 @pytest.fixture(scope='module')
 def lab(tmp_path_factory):
     made = Lab(tmp_path_factory.mktemp('stores') / 'lab')
-    made.up(SITES, file_store=True, convert=bool(shutil.which('qemu-img')),
+    made.up(SITES, stores=Stores(('geo', 'file')),
+            convert=bool(shutil.which('qemu-img')),
             extra=['enabled_import_methods = '
                    '[glance-direct,web-download,copy-image]'])
     yield made

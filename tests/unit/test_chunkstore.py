@@ -14,9 +14,10 @@ import pytest
 from glance_geo.core import chunker, errors
 from glance_geo.core.manifest import name_of
 from glance_geo.store import packs
+from glance_geo.store.body import SizeMismatch
 from glance_geo.store.chunkstore import ChunkStore
 from glance_geo.store.download import ImageReader, NoSource
-from glance_geo.store.upload import SizeMismatch, upload
+from glance_geo.store.upload import upload
 
 IMAGE = '11111111-2222-3333-4444-555555555555'
 OTHER = '11111111-2222-3333-4444-666666666666'

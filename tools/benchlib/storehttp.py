@@ -7,6 +7,7 @@ not sync what its file store writes: here the file store has that advantage.
 
 import httpx
 from geolab.lab import Lab
+from geolab.layout import Stores
 
 _BLOCK = 1 << 20
 
@@ -39,7 +40,7 @@ def run(inputs, rounds, work, progress):
     from benchlib.store import Rounds
     lab, found = Lab(work / 'lab'), Rounds()
     progress('glance-api')
-    lab.up(['bench'], file_store=True)
+    lab.up(['bench'], stores=Stores(('geo', 'file')))
     try:
         with httpx.Client(base_url=lab.sites['bench']['endpoint'],
                           timeout=600, trust_env=False, headers={

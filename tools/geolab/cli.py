@@ -7,6 +7,7 @@ import os
 import sys
 
 from geolab.lab import Lab
+from geolab.layout import Stores
 from geolab.processes import LabError
 
 
@@ -39,6 +40,13 @@ def _parser():
                          'delay=25ms,rate=100mbit,loss=0.1%% (needs root)')
     up.add_argument('--file-store', action='store_true',
                     help='a second store, "file", at every site')
+    up.add_argument('--ipfs', action='store_true',
+                    help='a node of IPFS per site, and a store "swarm" that '
+                         'keeps images there (needs Kubo: $GLANCE_GEO_IPFS, '
+                         'ipfs in $PATH, or "make kubo")')
+    up.add_argument('--ipfs-chunks', action='store_true',
+                    help='a node of IPFS per site; the geo store offers its '
+                         'chunks there, and asks there first')
     up.add_argument('--convert', action='store_true',
                     help='imported images are converted to raw (needs '
                          'qemu-img)')
@@ -64,7 +72,8 @@ def _parser():
                        ('start', 'start a process of a site again')):
         made = add(name, text)
         made.add_argument('a', metavar='SITE')
-        made.add_argument('role', choices=('glance-api', 'agent', 'redis'))
+        made.add_argument('role', choices=('glance-api', 'agent', 'redis',
+                                           'ipfs'))
     run = add('exec', 'run a command with a site\'s client environment')
     run.add_argument('a', metavar='SITE')
     run.add_argument('argv', nargs=argparse.REMAINDER, metavar='-- CMD …')
@@ -75,12 +84,18 @@ def _show(document):
     print(json.dumps(document, indent=1))
 
 
+def _stores(arguments):
+    names = ['geo'] + ['file'] * arguments.file_store + [
+        'swarm'] * arguments.ipfs
+    return Stores(tuple(names), arguments.ipfs_chunks, arguments.ipfs_chunks)
+
+
 def _run(arguments):
     lab = Lab(arguments.dir)
     name = arguments.command
     if name == 'up':
         lab.up([s.strip() for s in arguments.sites.split(',') if s.strip()],
-               arguments.metadata, arguments.wan, arguments.file_store,
+               arguments.metadata, arguments.wan, _stores(arguments),
                arguments.convert,
                [o.replace('=', ' = ', 1) for o in arguments.option])
         for site, its in lab.sites.items():

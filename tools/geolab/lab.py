@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from geolab import cockroach, layout, processes
+from geolab import cockroach, ipfs, layout, processes
 from geolab.links_relay import RelayLinks
 from geolab.links_wan import WanLinks, parse
 from geolab.processes import LabError
@@ -25,6 +25,7 @@ _REDIS_PORT = 6379
 _COCKROACH_PORTS = 26257, 8080
 _AGENT_PORT = 9494
 _API_PORT = 9292
+_IPFS_PORT, _SWARM_PORT = 5001, 4001
 
 
 def _free_ports():
@@ -88,14 +89,16 @@ class Lab:
         return name
 
     # -- up ---------------------------------------------------------------
-    def up(self, names, metadata='sqlite', wan=None, file_store=False,
-           convert=False, extra=()):
+    def up(self, names, metadata='sqlite', wan=None,
+           stores=layout.GEO, convert=False, extra=()):
         if metadata not in _METADATA and '://' not in metadata:
             raise LabError(f'--metadata {metadata}: use '
                            f'{", ".join(_METADATA)}, or the URL of an engine '
                            f'that all sites share')
         if metadata == 'cockroachdb':
             cockroach.binary()
+        if stores.uses_ipfs:
+            ipfs.needed()
         if len(set(names)) != len(names):
             raise LabError('--sites: names must differ')
         if self._state_file.exists() or processes.running(self.folder):
@@ -105,7 +108,8 @@ class Lab:
         plan = self._plan_wan(names, wan) if wan is not None \
             else self._plan_relay(names)
         self._state_file.write_text(json.dumps(
-            {'links': plan['links'], 'metadata': metadata}, indent=1))
+            {'links': plan['links'], 'metadata': metadata,
+             'ipfs': stores.uses_ipfs}, indent=1))
         self._write_sites(plan['sites'])
         try:
             self._keys(plan['sites'])
@@ -114,8 +118,10 @@ class Lab:
                     self.folder / name, name, site['endpoint'],
                     site['listen'], site['peers'],
                     self._metadata_url(metadata, name, plan['sites']),
-                    file_store, convert, extra)
+                    stores, site['ipfs_api'], convert, extra)
             self.links.start()
+            if stores.uses_ipfs:
+                self._start_swarm(plan['sites'])
             self._start_databases(metadata, plan['sites'])
             for name in names:
                 self.start_agent(name, wait=False)
@@ -176,8 +182,10 @@ class Lab:
         ports = _free_ports()
         sites = {name: {'agent_port': next(ports), 'api_port': next(ports),
                         'redis_port': next(ports), 'cockroach_ports': (
-                            next(ports), next(ports))} for name in names}
-        routes = RelayLinks.plan(sites, ports)
+                            next(ports), next(ports)),
+                        'swarm_port': next(ports)} for name in names}
+        routes = RelayLinks.plan(sites, ports, 'agent_port')
+        swarm = RelayLinks.plan(sites, ports, 'swarm_port')
         for name, site in sites.items():
             site['endpoint'] = f'http://127.0.0.1:{site["api_port"]}'
             site['listen'] = f'127.0.0.1:{site["agent_port"]}'
@@ -185,8 +193,13 @@ class Lab:
             site['peers'] = {to: ('127.0.0.1', port)
                              for source, to, port, _ in routes
                              if source == name}
+            site['ipfs_api'] = f'/ip4/127.0.0.1/tcp/{next(ports)}'
+            site['ipfs_listen'] = f'/ip4/127.0.0.1/tcp/{site["swarm_port"]}'
+            site['ipfs_peers'] = {to: f'/ip4/127.0.0.1/tcp/{port}'
+                                  for source, to, port, _ in swarm
+                                  if source == name}
         return {'sites': sites,
-                'links': {'kind': 'relay', 'routes': routes}}
+                'links': {'kind': 'relay', 'routes': routes + swarm}}
 
     def _plan_wan(self, names, wan):
         plan = WanLinks.plan(self.folder, names)
@@ -204,6 +217,12 @@ class Lab:
                 'listen': f'0.0.0.0:{_AGENT_PORT}',
                 'redis_port': _REDIS_PORT,
                 'cockroach_ports': _COCKROACH_PORTS,
+                'ipfs_api': f'/ip4/{address}/tcp/{_IPFS_PORT}',
+                'ipfs_listen': f'/ip4/0.0.0.0/tcp/{_SWARM_PORT}',
+                'ipfs_peers': {
+                    other: f'/ip4/{links.address(link, other)}/tcp/'
+                           f'{_SWARM_PORT}'
+                    for link, other in others.items()},
                 'addresses': [address] + [links.address(link, name)
                                           for link in near],
                 'peers': {other: (links.address(link, other), _AGENT_PORT)
@@ -214,6 +233,7 @@ class Lab:
         (self.folder / 'sites.json').write_text(json.dumps({
             name: {'endpoint': site['endpoint'], 'agent': site['listen'],
                    'redis_port': site['redis_port'],
+                   'ipfs_api': site['ipfs_api'],
                    'config_dir': str(self.folder / name / 'etc'),
                    'env': {'OS_AUTH_TYPE': 'none',
                            'OS_ENDPOINT': site['endpoint'],
@@ -268,6 +288,33 @@ class Lab:
                  'ping'], capture_output=True, text=True)
             return done.stdout.strip() == 'PONG'
         self._wait(name, 'redis', ready)
+
+    def _start_swarm(self, sites):
+        """Make the sites' nodes of IPFS known to each other; start them."""
+        command, first = program('glance-geo'), self.folder / next(iter(
+            sites))
+        ids = {name: ipfs.init(command, self.folder / name, site, first)
+               for name, site in sites.items()}
+        for name, site in sites.items():
+            ipfs.init(command, self.folder / name, site, first, [
+                f'{address}/p2p/{ids[other]}'
+                for other, address in site['ipfs_peers'].items()])
+            self.start_ipfs(name, wait=False)
+        for name in sites:
+            self._wait_ipfs(name)
+
+    def start_ipfs(self, name, wait=True):
+        argv, environment = ipfs.daemon(self.folder / name)
+        self._started[f'{name}/{ipfs.ROLE}'] = processes.start(
+            self.folder, f'{name}/{ipfs.ROLE}', argv,
+            self.folder / name / 'log' / 'ipfs.log', environment,
+            self.links.netns(name))
+        if wait:
+            self._wait_ipfs(name)
+
+    def _wait_ipfs(self, name):
+        self._wait(name, ipfs.ROLE,
+                   lambda: ipfs.answers(self.sites[name]['ipfs_api']))
 
     def start_api(self, name, wait=True):
         bind = urlsplit(self.sites[name]['endpoint']).netloc
@@ -344,8 +391,8 @@ class Lab:
         if role == 'redis':
             self._start_redis(name, self.sites[name]['redis_port'])
         else:
-            (self.start_api if role == 'glance-api'
-             else self.start_agent)(name)
+            {'glance-api': self.start_api, 'agent': self.start_agent,
+             ipfs.ROLE: self.start_ipfs}[role](name)
 
     # -- down -------------------------------------------------------------
     def down(self):

@@ -2,6 +2,7 @@
 """A site's files: its configuration as an operator would write it."""
 
 import configparser
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ _CONF = """\
 # These two lines, and the section they name, are all that makes a stock
 # Glance a geo-distributed one.
 config_source = glance_geo
-enabled_backends = geo:geo{more_backends}
+enabled_backends = {backends}
 enabled_import_methods = [glance-direct,web-download,copy-image]
 worker_self_reference_url = {endpoint}
 use_stderr = true
@@ -33,12 +34,9 @@ sync_interval = 2
 peer_timeout = 5
 
 [glance_store]
-default_backend = geo
+default_backend = {default}
 
-[geo]
-geo_store_datadir = {folder}/chunks
-store_description = Chunk store of site {site}
-{more_stores}
+{stores}
 [os_glance_staging_store]
 filesystem_store_datadir = {folder}/staging
 
@@ -51,6 +49,63 @@ config_file = {folder}/etc/glance-api-paste.ini
 """
 
 
+_STORES = {
+    'geo': """\
+[geo]
+geo_store_datadir = {folder}/chunks
+store_description = Chunk store of site {site}
+""",
+    'file': """\
+[file]
+filesystem_store_datadir = {folder}/files
+""",
+    'swarm': """\
+[swarm]
+store_description = IPFS node of site {site}
+""" + (_IPFS := """\
+ipfs_api = {ipfs_api}/http
+ipfs_auth_file = {folder}/etc/keys/ipfs.auth
+ipfs_timeout = {ipfs_timeout:g}
+""")}
+_KINDS = {'geo': 'geo', 'file': 'file', 'swarm': 'ipfs'}
+
+
+@dataclasses.dataclass(frozen=True)
+class Stores:
+    """Which stores every site has; the first takes uploads.
+
+    :ivar names: of geo, file, swarm (a node of IPFS)
+    :ivar chunks_in_ipfs: the geo store uses the node of IPFS too
+    :ivar ipfs_timeout: seconds after which a block counts as missing
+    :ivar prefer_ipfs: the geo store asks there before it asks other agents
+    """
+
+    names: tuple[str, ...] = ('geo',)
+    chunks_in_ipfs: bool = False
+    prefer_ipfs: bool = False
+    ipfs_timeout: float = 5.0
+
+    @property
+    def uses_ipfs(self):
+        return self.chunks_in_ipfs or 'swarm' in self.names
+
+    @property
+    def backends(self):
+        return ','.join(f'{name}:{_KINDS[name]}' for name in self.names)
+
+    def sections(self, **values):
+        """Return the stores' sections."""
+        parts = []
+        for name in self.names:
+            text = _STORES[name]
+            if name == 'geo' and self.chunks_in_ipfs:
+                text += _IPFS + f'geo_ipfs_prefer = {self.prefer_ipfs}\n'
+            parts.append(text.format(ipfs_timeout=self.ipfs_timeout,
+                                     **values))
+        return '\n'.join(parts)
+
+
+GEO = Stores()
 SQL = 'sql+'
 _CONVERT = """
 [image_import_opts]
@@ -86,8 +141,8 @@ def _write_paste(path):
         paste.write(file)
 
 
-def write_site(folder, site, endpoint, listen, peers, metadata, file_store,
-               convert, extra):
+def write_site(folder, site, endpoint, listen, peers, metadata, stores,
+               ipfs_api, convert, extra):
     """Write a site's configuration.
 
     :param peers: {site: (host, port)}
@@ -105,9 +160,9 @@ def write_site(folder, site, endpoint, listen, peers, metadata, file_store,
         database=(f'[database]\nconnection = {metadata.removeprefix(SQL)}'
                   '\n\n' if metadata.startswith(SQL) else ''),
         extra='\n'.join(extra),
-        more_backends=',file:file' if file_store else '',
-        more_stores=(f'\n[file]\nfilesystem_store_datadir = {folder}/files\n'
-                     if file_store else '') + (_CONVERT if convert else ''),
+        backends=stores.backends, default=stores.names[0],
+        stores=stores.sections(folder=folder, site=site, ipfs_api=ipfs_api)
+        + (_CONVERT if convert else ''),
         peers=','.join(f'{name}@{host}:{port}'
                        for name, (host, port) in peers.items())))
     _write_paste(folder / 'etc' / 'glance-api-paste.ini')

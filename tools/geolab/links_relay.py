@@ -92,9 +92,12 @@ class RelayLinks:
         self._control = str(folder / 'run' / 'relay.sock')
 
     @staticmethod
-    def plan(sites, ports):
-        """Return the relay's routes: (from, to, port, agent's port)."""
-        return [(a, b, next(ports), sites[b]['agent_port'])
+    def plan(sites, ports, to):
+        """Return the relay's routes: (from, to, port, port there).
+
+        :param to: which of a site's ports they lead to
+        """
+        return [(a, b, next(ports), sites[b][to])
                 for a, b in itertools.permutations(sites, 2)]
 
     def start(self):

@@ -16,11 +16,13 @@ from glance_geo.conf import options
 from glance_geo.core import errors
 
 if TYPE_CHECKING:
+    from glance_geo.core.interfaces import LocalChunks
     from glance_geo.db.api import DataAPI
     from glance_geo.db.moving import Source
     from glance_geo.db.recordstore import RecordStore
     from glance_geo.replication.agent import Agent
     from glance_geo.replication.client import PeerClient
+    from glance_geo.replication.keeper import KeeperRules
     from glance_geo.replication.local import LocalAgent
     from glance_geo.store.chunkstore import ChunkStore
 
@@ -321,24 +323,63 @@ def agent(conf: cfg.ConfigOpts) -> Agent:
 
     :raises ConfigurationInvalid, StoreUnusable: naming what is wrong
     """
+    from glance_geo.assembly import swarm
     from glance_geo.replication import identity
     from glance_geo.replication.agent import Agent, Intervals
     from glance_geo.replication.client import PeerClient
-    from glance_geo.replication.keeper import KeeperRules
     options.register(conf)
     options.check_site(conf)
     group = conf[options.GROUP]
-    store = conf[options.store_folder(conf)[0]]
+    chunks = _local_chunks(conf)
     tls = identity.context(ssl.Purpose.SERVER_AUTH, *tls_files(conf))
     peers = [PeerClient(site, host, port, tls, group.peer_timeout)
              for site, host, port in options.peers(conf)]
     return Agent(group.site_name, options.node_name(conf),
-                 records(conf), chunk_store(conf), peers,
+                 records(conf), chunks, peers,
                  Intervals(group.sync_interval, group.audit_interval,
                            group.tombstone_interval),
-                 KeeperRules(group.collect_interval, group.geo_trash_days,
-                             store.geo_dedup_scope == 'site',
-                             store.geo_compact_rate * 1024 * 1024))
+                 _keeper_rules(conf),
+                 swarm.assemble(conf, records(conf), chunks))
+
+
+def _local_chunks(conf: cfg.ConfigOpts) -> LocalChunks:
+    """Open the node's chunk store, or what stands in where it has none."""
+    if options.geo_store(conf) is None and options.ipfs_store(conf):
+        from glance_geo.store.nochunks import NoChunks
+        return NoChunks()
+    return chunk_store(conf)
+
+
+def _keeper_rules(conf: cfg.ConfigOpts) -> KeeperRules:
+    from glance_geo.replication.keeper import KeeperRules
+    group, name = conf[options.GROUP], options.geo_store(conf)
+    if name is None:
+        return KeeperRules(group.collect_interval, group.geo_trash_days)
+    return KeeperRules(group.collect_interval, group.geo_trash_days,
+                       conf[name].geo_dedup_scope == 'site',
+                       conf[name].geo_compact_rate * 1024 * 1024)
+
+
+def check_placement(conf: cfg.ConfigOpts, image: str) -> None:
+    """Refuse to read, at this site, what placement keeps from it.
+
+    Where nothing tells (Glance's own SQL without an agent), nothing is
+    refused.
+
+    :raises BitsElsewhere: saying why
+    """
+    from glance_geo.replication.sources import image_bits
+    site = conf[options.GROUP].site_name
+    try:
+        known = records(conf)
+    except errors.ConfigurationInvalid:
+        return
+    for record in known.images_of(image):
+        decision = image_bits(record).decide(site)
+        if not decision.allowed:
+            raise errors.BitsElsewhere(
+                f'image {image} can not be read at site {site}: '
+                f'{decision.why}')
 
 
 def start_agent(conf: cfg.ConfigOpts, made: Agent) -> None:
