@@ -13,7 +13,6 @@ alone: see ``of_chunk``.
 from __future__ import annotations
 
 import base64
-import binascii
 import dataclasses
 import hashlib
 
@@ -76,7 +75,7 @@ def parse(text: str) -> CID:
     try:
         data = base64.b32decode(
             text[1:].upper() + '=' * (-(len(text) - 1) % 8))
-    except binascii.Error as error:
+    except ValueError as error:
         raise errors.CIDInvalid(f'{text!r} is no CID: {error}') from error
     found = from_binary(data)
     if str(found) != text:      # one block, one text

@@ -14,6 +14,7 @@ parts, by which other sites find the chunks.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 from glance_geo.core import cids, manifest, unixfs
@@ -67,11 +68,14 @@ def segment(extents: Iterable[Extent]) -> tuple[Link, list[Block]]:
     """
     links: list[Link] = []
     blocks: dict[CID, bytes] = {}
-    for extent in extents:
-        if extent.name is not None:
-            links.append(Link(cids.of_chunk(extent.name), extent.length))
+    # A manifest has a long hole in parts.
+    for hole, run in itertools.groupby(
+            extents, lambda extent: extent.name is None):
+        if not hole:
+            links += [Link(cids.of_chunk(extent.name or b''), extent.length)
+                      for extent in run]
             continue
-        for link, behind in _hole(extent.length):
+        for link, behind in _hole(sum(extent.length for extent in run)):
             links.append(link)
             blocks.update(behind)
     link, nodes = file(links)

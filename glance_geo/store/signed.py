@@ -47,6 +47,20 @@ def as_glance_expects(image: str) -> Iterator[None]:
         raise exceptions.BadStoreUri(message=str(error)) from error
 
 
+@contextmanager
+def uploading(image: str) -> Iterator[None]:
+    """Translate our errors in an upload.
+
+    What is 503 in a download would be 500 there: Glance knows one error of a
+    store that has it answer 503 with the text.
+    """
+    try:
+        with as_glance_expects(image):
+            yield
+    except exceptions.RemoteServiceUnavailable as error:
+        raise exceptions.TimeoutError(message=str(error)) from error
+
+
 class SignedLocation(store_location.StoreLocation):
     """A location of ours, for glance_store.
 

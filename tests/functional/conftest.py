@@ -40,7 +40,8 @@ def healed(lab):
     yield
     lab.heal()
     for site in SITES:
-        for role in ('agent', 'glance-api'):
+        for role in ('ipfs', 'agent', 'glance-api')[
+                not lab.state.get('ipfs'):]:
             if not lab._alive(f'{site}/{role}'):
                 lab.start(site, role)
 

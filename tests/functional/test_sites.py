@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Three real sites: stock glance-api processes, agents, real clients."""
+"""Three real sites: stock glance-api processes, agents, real clients.
+
+All of it with images in the geo store, and again with images in IPFS.
+"""
 
 import hashlib
 import json
@@ -9,9 +12,54 @@ import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 
-from tests.functional.labs import Client, command, openstack, wait
+import pytest
+
+from tests import kubo
+from tests.functional.labs import (
+    Client,
+    Lab,
+    Stores,
+    command,
+    openstack,
+    wait,
+)
 
 SITES = ('paris', 'rennes', 'nantes')
+
+
+@pytest.fixture(scope='module', params=['geo', 'swarm'])
+def store(request):
+    """The store that takes uploads."""
+    if request.param == 'swarm':
+        kubo.needed()
+    return request.param
+
+
+@pytest.fixture(scope='module')
+def lab(tmp_path_factory, store):
+    made = Lab(tmp_path_factory.mktemp('lab') / 'lab')
+    made.up(SITES, stores=Stores(
+        ('geo', 'file') if store == 'geo' else ('swarm', 'geo', 'file')),
+        extra=['show_multiple_locations = true'])
+    yield made
+    made.down()
+
+
+@pytest.fixture
+def geo_only(store):
+    if store != 'geo':
+        pytest.skip('of chunks')
+
+
+def kept(lab, site, store):
+    """Return what a site has of images, in bytes or in files."""
+    command(lab, site, 'glance-geo', 'store', 'collect')
+    if store == 'geo':
+        return json.loads(command(
+            lab, site, 'glance-geo', 'store', 'show', '-f', 'json'))[
+                'stored_bytes']
+    return len(json.loads(command(lab, site, 'glance-geo', 'ipfs', 'show',
+                                  '-f', 'json')))
 
 
 def data_of(size, seed=7):
@@ -54,7 +102,8 @@ def test_an_empty_image(sites):
     assert rennes.read(image).content == b''
 
 
-def test_streaming_begins_before_the_image_has_arrived(lab, sites):
+def test_streaming_begins_before_the_image_has_arrived(lab, sites,
+                                                       geo_only):
     paris, rennes, _ = sites
     data = data_of(60_000_000, 9)
     image = paris.create(data=data)
@@ -103,7 +152,7 @@ def test_the_openstack_client_does_everything_at_every_site(lab, tmp_path):
             lab, s, 'image', 'list', '-f', 'value', '-c', 'ID'))
 
 
-def test_import_glance_direct_and_copy_image(lab, sites, tmp_path):
+def test_import_glance_direct_and_copy_image(lab, sites, store):
     paris, rennes, _ = sites
     data = data_of(2_000_000, 11)
     image = paris.create()
@@ -112,7 +161,7 @@ def test_import_glance_direct_and_copy_image(lab, sites, tmp_path):
         headers={'Content-Type': 'application/octet-stream'})
     assert answer.status_code == 204, answer.text
     answer = paris.http.post(f'/v2/images/{image}/import', json={
-        'method': {'name': 'glance-direct'}, 'stores': ['geo']})
+        'method': {'name': 'glance-direct'}, 'stores': [store]})
     assert answer.status_code == 202, answer.text
     paris.wait_active(image)
     rennes.wait_active(image)
@@ -123,7 +172,7 @@ def test_import_glance_direct_and_copy_image(lab, sites, tmp_path):
     assert answer.status_code == 202, answer.text
     wait(lambda: 'file' in paris.show(image)['stores'].split(','))
     # A file store's location means nothing at another site.
-    assert rennes.show(image)['stores'] == 'geo'
+    assert rennes.show(image)['stores'] == store
     assert rennes.read(image).content == data
 
 
@@ -248,29 +297,26 @@ def test_image_show_says_who_holds_what_and_why(lab, sites):
     assert 'rennes' in rows['rennes']['Why']
 
 
-def test_deleting_frees_the_bits_at_every_site(lab, sites):
+def test_deleting_frees_the_bits_at_every_site(lab, sites, store):
     paris, rennes, _ = sites
-    image = paris.create(data=data_of(3_000_000, 16))
+    image = paris.create(data=data_of(3_000_000, 16),
+                         geo_policy='sites', geo_sites='rennes')
     rennes.wait_active(image)
-    rennes.read(image)
 
     def held(site):
         return {row['Site']: row['Held'] for row in json.loads(command(
             lab, site, 'glance-geo', 'image', 'show', image, '-f', 'json'))}
     wait(lambda: held('paris').get('rennes') == 'whole')
-    before = {site: json.loads(command(
-        lab, site, 'glance-geo', 'store', 'show', '-f', 'json'))[
-            'stored_bytes'] for site in ('paris', 'rennes')}
+    before = {site: kept(lab, site, store) for site in ('paris', 'rennes')}
     assert rennes.delete(image).status_code == 204
     wait(lambda: paris.show(image) is None)
-
-    def freed(site):
-        command(lab, site, 'glance-geo', 'store', 'collect')
-        return before[site] - json.loads(command(
-            lab, site, 'glance-geo', 'store', 'show', '-f', 'json'))[
-                'stored_bytes'] > 2_900_000
     for site in ('paris', 'rennes'):
-        wait(lambda s=site: freed(s))
+        wait(lambda s=site: before[s] - kept(lab, s, store)
+             >= (2_900_000 if store == 'geo' else 1))
+    if store == 'swarm':
+        freed = json.loads(command(lab, 'rennes', 'glance-geo', 'ipfs',
+                                   'collect', '-f', 'json'))
+        assert freed[0]['Bytes freed'] > 2_900_000
 
 
 def test_many_clients_at_once(lab, sites):
@@ -288,7 +334,7 @@ def test_many_clients_at_once(lab, sites):
                 if i['name'].startswith('m')]) >= 60
 
 
-def test_p5_a_patched_image_moves_little(lab, sites):
+def test_p5_a_patched_image_moves_little(lab, sites, geo_only):
     paris, rennes, _ = sites
     data = bytearray(data_of(20_000_000, 17))
     first = paris.create(data=bytes(data))

@@ -16,7 +16,7 @@ from typing import Any
 from glance_store import capabilities, driver
 
 from glance_geo.conf import options
-from glance_geo.core import cids, location
+from glance_geo.core import cids, errors, location
 from glance_geo.core.interfaces import PinReference
 from glance_geo.core.location import IPFSLocation
 from glance_geo.store.ipfs import writing
@@ -27,6 +27,7 @@ from glance_geo.store.signed import (
     SignedLocation,
     SignedStore,
     as_glance_expects,
+    uploading,
 )
 
 LOG = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ class Store(SignedStore):
             hashing_algo: str, context: Any = None, verifier: Any = None,
             ) -> tuple[str, int, str, str, dict[str, Any]]:
         from glance_geo import assembly
-        with as_glance_expects(image_id):
+        with uploading(image_id):
             nonce = uuid.uuid4().hex[:16]
             key_id, key = options.signing_key(self._keys)
             # Signed with nothing yet: a bad image id fails before any byte.
@@ -110,5 +111,11 @@ class Store(SignedStore):
         """
         with as_glance_expects(location.store_location.parsed.image):
             parsed = self._verified(location)
+        try:
             self._refs.ask(PinReference(parsed.image, parsed.cid,
                                         parsed.nonce))
+        except (errors.Unreachable, errors.PeerRefused,
+                errors.IPFSFailed) as error:
+            # The record says it too, and the agent tries until it is done.
+            LOG.warning('Image %s: deletion is not noted at its node: %s',
+                        parsed.image, error)

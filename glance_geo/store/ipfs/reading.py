@@ -51,22 +51,20 @@ class FileReader:
         self._cid = cid
         self._root: Node | None = None
 
-    def _missing(self, cid: CID, offset: int, why: Exception,
-                 ) -> errors.BitsUnavailable:
-        return errors.BitsUnavailable(
-            f'image {self._image}: block {cid} at byte {offset} can not be '
-            f'had: {why}')
-
     def _block(self, cid: CID, offset: int) -> bytes:
         try:
             return self._node.block(cid)
-        except (errors.ChunkMissing, errors.ChunkCorrupt) as first:
-            # After an outage the node may not know yet that others are back.
+        except (errors.ChunkMissing, errors.ChunkCorrupt) as error:
+            failure: Exception = error
+        # After an outage the node may not know yet that others are back.
+        if self._node.reconnect():
             try:
-                self._node.reconnect()
                 return self._node.block(cid)
-            except (errors.ChunkMissing, errors.ChunkCorrupt):
-                raise self._missing(cid, offset, first) from first
+            except (errors.ChunkMissing, errors.ChunkCorrupt) as error:
+                failure = error
+        raise errors.BitsUnavailable(
+            f'image {self._image}: block {cid} at byte {offset} can not be '
+            f'had: {failure}') from failure
 
     def root(self) -> Node:
         """Return the file's first node.

@@ -1,0 +1,533 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ipfs store on real nodes: what is stored comes back, and only that
+(P1, P2, P8); what goes wrong is one clear error."""
+
+import hashlib
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import threading
+import time
+import uuid
+
+import pytest
+
+from glance_geo.core import cids, errors
+from glance_geo.core.interfaces import PinReference
+from glance_geo.store.body import SizeMismatch
+from glance_geo.store.ipfs import writing
+from glance_geo.store.ipfs.node import IPFSNode
+from glance_geo.store.ipfs.reading import FileReader
+from glance_geo.store.ipfs.references import PinReferences
+from tests import kubo
+from tests.kuboproxy import Proxy
+
+MIB = 1 << 20
+NONCE = '0' * 16
+
+
+@pytest.fixture(scope='module')
+def nodes(tmp_path_factory):
+    kubo.needed()
+    made = kubo.network(tmp_path_factory.mktemp('kubo'), 2)
+    yield made
+    for each in made:
+        each.kill()
+
+
+@pytest.fixture(scope='module')
+def lossy(tmp_path_factory):
+    """A node that may be told to lose blocks."""
+    kubo.needed()
+    made = kubo.Kubo(tmp_path_factory.mktemp('lossy'))
+    path = made.folder / 'ipfs' / 'config'
+    config = json.loads(path.read_text())
+    config['API']['Authorizations']['glance-geo']['AllowedPaths'] = [
+        '/api/v0']
+    path.write_text(json.dumps(config))
+    yield made.start()
+    made.kill()
+
+
+@pytest.fixture
+def here(nodes):
+    return nodes[0]
+
+
+def data_of(size, seed=1):
+    return random.Random(seed).randbytes(size)
+
+
+def store(node, data, size=0, image=None, name='swarm', **more):
+    refs = PinReferences(node, name)
+    return writing.write(node, refs, image or str(uuid.uuid4()), NONCE,
+                         io.BytesIO(data), size, 'sha512', **more)
+
+
+def reader(node, cid):
+    return FileReader(node, 'image-1', cids.parse(cid))
+
+
+def read(node, cid, start=0, length=None):
+    stream, _ = reader(node, cid).read(start, length)
+    return b''.join(stream)
+
+
+@pytest.mark.parametrize('size', [
+    0, 1, MIB - 1, MIB, MIB + 1, 5 * MIB, 5_000_001])
+def test_what_is_stored_comes_back(nodes, size):
+    node, data = nodes[0].node(), data_of(size)
+    added = store(node, data, size)
+    assert (added.size, added.checksum, added.multihash) == (
+        size, hashlib.md5(data).hexdigest(),
+        hashlib.sha512(data).hexdigest())
+    for each in nodes:
+        assert read(each.node(), added.cid) == data
+    assert reader(node, added.cid).size() == size
+    # What Kubo itself makes of the CID is the image.
+    assert b''.join(node.stream(cids.parse(added.cid), 0, size + 1)) == data
+
+
+def test_ranges(here):
+    node, data = here.node(), data_of(6_000_000, 2)
+    cid = store(node, data).cid
+    rng = random.Random(3)
+    cases = [(0, 1), (MIB - 1, 2), (5_999_999, 1), (5_999_999, 100),
+             (6_000_000, 5), (MIB, MIB)]
+    cases += [(rng.randrange(6_000_000), rng.randrange(1, 3_000_000))
+              for _ in range(20)]
+    for start, length in cases:
+        assert read(node, cid, start, length) == data[start:start + length]
+
+
+def test_a_large_image_has_nodes_between_and_memory_stays(lossy):
+    import tracemalloc
+    block = data_of(MIB, 4)
+
+    def pieces():
+        for number in range(200):
+            yield number.to_bytes(4) + block[4:]
+
+    class Source:
+        def __init__(self):
+            self.left, self.pieces = b'', pieces()
+
+        def read(self, size):
+            self.left = self.left or next(self.pieces, b'')
+            part, self.left = self.left[:size], self.left[size:]
+            return part
+    node = lossy.node(timeout=1.0)
+    tracemalloc.start()
+    added = writing.write(node, PinReferences(node, 'swarm'),
+                          str(uuid.uuid4()), NONCE, Source(), 0, 'sha512')
+    digest = hashlib.md5()
+    stream, size = reader(node, added.cid).read()
+    for piece in stream:
+        digest.update(piece)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert size == 200 * MIB and digest.hexdigest() == added.checksum
+    assert peak < 60 * MIB
+    root = reader(node, added.cid).root()
+    assert any(link.cid.codec == cids.DAG_PB for link in root.links)
+    # A node between the root and the leaves is missed like a leaf.
+    remove(node, root.links[1].cid, added.cid)
+    with pytest.raises(errors.BitsUnavailable, match=str(
+            root.links[1].cid)):
+        read(node, added.cid)
+    assert read(node, added.cid, 5, 10) == block[5:15]
+
+
+# -- P2: never wrong, never short ------------------------------------------
+def remove(node, cid, root):
+    """Lose a block, as a bad disk would."""
+    node.unpin(cids.parse(root))
+    assert 'Error' not in node._call('/block/rm', str(cid))[0]
+
+
+def test_p2_each_removed_block_is_detected(lossy):
+    node = lossy.node(timeout=1.0)
+    for seed in range(10, 13):
+        data = data_of(6 * MIB + 77, seed)
+        cid = store(node, data).cid
+        leaves = list(reader(node, cid).leaves())
+        leaf = leaves[random.Random(seed).randrange(len(leaves))]
+        remove(node, leaf.cid, cid)
+        stream, size = iter(()), 0
+        got = b''
+        with pytest.raises(errors.BitsUnavailable) as caught:
+            stream, size = reader(node, cid).read()
+            for piece in stream:
+                got += piece
+        assert str(leaf.cid) in str(caught.value)
+        assert 'image-1' in str(caught.value)
+        assert got == data[:len(got)] and len(got) <= leaf.offset
+        # Kubo's own answer ends there, as if whole.
+        assert len(b''.join(node._pieces('/cat', cid, offline=True))
+                   ) < len(data)
+        # What is not touched by the loss can be read.
+        if leaf.offset:
+            assert read(node, cid, 0, 100) == data[:100]
+
+
+def test_p2_every_leaf_in_turn(lossy):
+    node = lossy.node(timeout=1.0)
+    data = data_of(4 * MIB, 20)
+    cid = store(node, data).cid
+    for leaf in list(reader(node, cid).leaves()):
+        remove(node, leaf.cid, cid)
+        with pytest.raises(errors.BitsUnavailable, match=str(leaf.cid)):
+            read(node, cid)
+        with pytest.raises(errors.BitsUnavailable, match=str(leaf.cid)):
+            read(node, cid, leaf.offset + 5, 10)
+        store(node, data)
+    assert read(node, cid) == data
+    remove(node, cids.parse(cid), cid)
+    with pytest.raises(errors.BitsUnavailable, match=cid):
+        reader(node, cid).size()
+
+
+def test_p2_an_upload_of_which_a_block_is_lost_is_not_acknowledged(lossy):
+    """The node's answer is compared with what it was sent."""
+    data = data_of(3 * MIB, 21)
+
+    class Losing(IPFSNode):
+        def add(self, pieces, name):
+            super().add(pieces, name)
+            return super().add(iter([data[:MIB], data[MIB:2 * MIB]]), name)
+    node = Losing(f'{lossy.site["ipfs_api"]}/http', lossy.secret, timeout=2)
+    image = str(uuid.uuid4())
+    with pytest.raises(errors.IPFSFailed, match='other bytes'):
+        store(node, data, image=image)
+    assert image not in {ref.image
+                         for ref in PinReferences(node, 'swarm').all()}
+
+
+def short(path, pieces):
+    if not path.startswith('/api/v0/cat'):
+        yield from pieces
+        return
+    left = 1_500_000
+    for piece in pieces:
+        yield piece[:left]
+        left -= len(piece)
+        if left <= 0:
+            return
+
+
+def broken(path, pieces):
+    left = 1_500_000 if path.startswith('/api/v0/cat') else 1 << 60
+    for piece in pieces:
+        yield piece
+        left -= len(piece)
+        if left <= 0:
+            raise ConnectionAbortedError
+
+
+def wrong(path, pieces):
+    at = 0
+    for piece in pieces:
+        if path.startswith('/api/v0/cat') and at <= 1_500_000 < at + len(
+                piece):
+            piece = bytearray(piece)
+            piece[1_500_000 - at] ^= 1
+        at += len(piece)
+        yield bytes(piece)
+
+
+@pytest.mark.parametrize('change', [short, broken, wrong])
+def test_p2_a_bad_stream_is_mended_leaf_by_leaf(here, change):
+    data = data_of(5 * MIB + 5, 22)
+    cid = store(here.node(), data).cid
+    with Proxy(here, change).running() as proxy:
+        assert read(here.node(address=proxy.address), cid) == data
+    assert any('/block/get' in path for path in proxy.calls)
+
+
+def test_p2_wrong_bytes_everywhere_are_an_error(here):
+    data = data_of(3 * MIB, 23)
+    cid = store(here.node(), data).cid
+
+    def change(path, pieces):
+        whole = bytearray(b''.join(pieces))
+        if len(whole) > 1_000_000:
+            whole[len(whole) // 2] ^= 1
+        yield bytes(whole)
+    with Proxy(here, change).running() as proxy, \
+            pytest.raises(errors.BitsUnavailable, match='others than'):
+        read(here.node(address=proxy.address), cid)
+
+
+def test_p7_a_node_that_sends_without_end_is_cut_off(here):
+    cid = store(here.node(), data_of(3 * MIB, 24)).cid
+
+    def change(path, pieces):
+        if path.startswith('/api/v0/block/get'):
+            while True:
+                yield bytes(65536)
+        yield from pieces
+    with Proxy(here, change).running() as proxy, \
+            pytest.raises(errors.BitsUnavailable, match='too much'):
+        read(here.node(address=proxy.address), cid)
+
+
+# -- what is no image -------------------------------------------------------
+def test_a_cid_that_is_no_file_is_refused(here):
+    node = here.node()
+    from glance_geo.core import unixfs
+    folder = node.put_node(unixfs.directory([]))
+    with pytest.raises(errors.CIDInvalid, match='directory'):
+        reader(node, str(folder)).read()
+    with pytest.raises(errors.CIDInvalid):
+        cids.parse('QmUNLLsPACCz1vLxQVkXqqLX5R1X345qqfHbsf67hvA3Nn')
+
+
+# -- the node ---------------------------------------------------------------
+def test_a_miss_fails_within_the_time_limit(nodes):
+    node = nodes[0].node(timeout=1.0)
+    began = time.monotonic()
+    with pytest.raises(errors.BitsUnavailable, match='not found within 1 s'):
+        read(node, str(cids.of_leaf(os.urandom(20))))
+    # Twice, with a look for nodes that came back between; no more.
+    assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize('secret', ['', 'bearer:wrong', 'basic:a:b'])
+def test_p7_a_refused_credential_says_where_to_look(here, secret):
+    with pytest.raises(errors.PeerRefused, match='ipfs_auth_file') as caught:
+        here.node(secret=secret).identity()
+    assert 'wrong' not in str(caught.value)
+
+
+def test_p7_the_rpc_allows_what_is_needed_and_no_more(here):
+    for path in ('/config/show', '/shutdown', '/key/list', '/block/rm'):
+        with pytest.raises(errors.PeerRefused):
+            here.node()._call(path)
+
+
+def test_a_secret_of_another_form_is_refused_without_being_shown(here):
+    with pytest.raises(errors.ConfigurationInvalid) as caught:
+        here.node(secret='hunter2')
+    assert 'hunter2' not in str(caught.value)
+
+
+def test_a_node_that_is_down(tmp_path):
+    node = IPFSNode('/ip4/127.0.0.1/tcp/9/http', timeout=1)
+    with pytest.raises(errors.Unreachable, match='can not be reached'):
+        store(node, b'x')
+
+
+def test_a_node_that_hangs_and_comes_back(here):
+    node = here.node(timeout=1.0)
+    data = data_of(2 * MIB, 25)
+    cid = store(node, data).cid
+    here.process.send_signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(errors.Unreachable, match='did not answer'):
+            read(here.node(timeout=1.0), cid)
+        with pytest.raises(errors.Unreachable, match='did not answer'):
+            store(here.node(timeout=1.0), data)
+    finally:
+        here.process.send_signal(signal.SIGCONT)
+    assert read(node, cid) == data
+
+
+def test_a_repository_at_its_limit_takes_nothing_more(here):
+    class Small(IPFSNode):
+        def space(self):
+            return super().space()[0], 10_000_000
+    node = Small(f'{here.site["ipfs_api"]}/http', here.secret)
+    with pytest.raises(errors.StoreFull, match='StorageMax'):
+        store(node, data_of(100), 20_000_000)
+
+
+def test_a_full_disk(tmp_path):
+    kubo.needed()
+    if os.geteuid():
+        pytest.skip('mounts a small disk: needs root')
+    disk = tmp_path / 'disk'
+    disk.mkdir()
+    subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=24m', 'tmpfs', disk],
+                   check=True)
+    made = None
+    try:
+        made = kubo.Kubo(disk / 'k').start()
+        node = made.node()
+        kept = data_of(3 * MIB, 26)
+        cid = store(node, kept).cid
+        with pytest.raises(errors.StoreFull, match='no space left'):
+            store(node, data_of(40 * MIB, 27))
+        assert read(node, cid) == kept
+        assert {ref.cid for ref in PinReferences(node, 'swarm').all()
+                } == {cid}
+    finally:
+        if made is not None:
+            made.kill()
+        subprocess.run(['umount', '-l', disk], check=True)
+
+
+def test_an_upload_that_breaks_off_leaves_nothing(here):
+    node = here.node()
+    before = set(node.pins())
+    data = data_of(3 * MIB, 28)
+    for size in (len(data) - 1, len(data) + 1):
+        with pytest.raises(SizeMismatch):
+            store(node, data, size)
+
+    class Failing(io.BytesIO):
+        def read(self, size=-1):
+            if self.tell() > MIB:
+                raise OSError('the client went away')
+            return super().read(size)
+    with pytest.raises(OSError, match='went away'):
+        writing.write(node, PinReferences(node, 'swarm'), str(uuid.uuid4()),
+                      NONCE, Failing(data), 0, 'sha512')
+    assert set(node.pins()) == before
+
+
+# -- P8: references ---------------------------------------------------------
+def test_p8_a_file_stays_until_its_last_image_goes(here):
+    node = here.node()
+    refs = PinReferences(node, 'swarm')
+    data = data_of(2 * MIB, 29)
+    first, second = str(uuid.uuid4()), str(uuid.uuid4())
+    cid = store(node, data, image=first).cid
+    assert store(node, data, image=second).cid == cid
+    refs.leave(PinReference(first, cid, NONCE))
+    node.collect()
+    assert read(node, cid) == data and node.is_pinned(cids.parse(cid))
+    refs.leave(PinReference(first, cid, NONCE))     # once more: no error
+    refs.leave(PinReference(second, cid, NONCE))
+    assert not node.is_pinned(cids.parse(cid))
+    node.collect()
+    with pytest.raises(errors.ChunkMissing):
+        node.block(cids.parse(cid), offline=True)
+
+
+def test_p8_storing_and_giving_up_one_file_at_once(here):
+    """However they meet, a file with a reference is pinned, and whole."""
+    data = data_of(MIB + 1, 30)
+    cid = str(here.node().add(iter([data[:MIB], data[MIB:]]), 'x'))
+    seed = random.randrange(1 << 30)
+    print('seed', seed)
+    failures = []
+
+    def work(number):
+        rng = random.Random(seed + number)
+        node = here.node()
+        refs = PinReferences(node, 'race')
+        for _ in range(15):
+            image = str(uuid.uuid4())
+            try:
+                store(node, data, image=image, name='race')
+                time.sleep(rng.random() * 0.01)
+                if not node.is_pinned(cids.parse(cid)):
+                    failures.append('a file with a reference is not pinned')
+                if rng.random() < 0.3:
+                    node.collect()
+                if read(node, cid) != data:
+                    failures.append('other bytes')
+                refs.leave(PinReference(image, cid, NONCE))
+            except Exception as error:
+                failures.append(repr(error))
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures, failures[:3]
+
+
+def test_p8_a_pin_that_went_missing_is_mended(here):
+    node = here.node(timeout=1.0)
+    refs = PinReferences(node, 'mend')
+    cid = store(node, data_of(2 * MIB, 31), name='mend').cid
+    node.unpin(cids.parse(cid))
+    node.collect()      # the entry keeps the file all the same
+    assert refs.repair() == [] and node.is_pinned(cids.parse(cid))
+
+
+def test_a_pin_for_nobody_goes_after_a_while(here):
+    node = here.node()
+    refs = PinReferences(node, 'orphans')
+    cid = node.add(iter([b'of an upload whose process died']), refs.pin_name)
+    refs.repair()
+    assert node.is_pinned(cid)
+    refs.orphan_seconds = 0.0
+    refs.repair()
+    assert not node.is_pinned(cid)
+
+
+def test_p1_what_was_acknowledged_survives_a_kill(tmp_path):
+    kubo.needed()
+    made = kubo.Kubo(tmp_path / 'k')
+    try:
+        acknowledged = {}
+        for round in range(4):
+            made.start()
+            node = made.node()
+            killer = threading.Timer(0.1 + random.random(), made.process.kill)
+            killer.start()
+            try:
+                for number in range(200):
+                    data = data_of(1_500_000, 100 * round + number)
+                    acknowledged[store(node, data).cid] = data
+            except errors.GeoError:
+                pass
+            killer.join()
+            made.kill()
+        made.start()
+        node = made.node()
+        node.collect()
+        assert acknowledged
+        kept = {ref.cid for ref in PinReferences(node, 'swarm').all()}
+        for cid, data in acknowledged.items():
+            assert read(node, cid) == data and cid in kept
+            assert node.is_pinned(cids.parse(cid))
+    finally:
+        made.kill()
+
+
+# -- ways to reach a node ---------------------------------------------------
+def test_a_unix_socket_and_basic_authentication(tmp_path):
+    kubo.needed()
+    made = kubo.Kubo(tmp_path / 'k')
+    path = tmp_path / 'api.sock'
+    auth = made.folder / 'etc' / 'keys' / 'ipfs.auth'
+    auth.write_text('basic:glance:a:colon\n')
+    config = made.folder / 'ipfs' / 'config'
+    made.init()
+    document = json.loads(config.read_text())
+    document['Addresses']['API'] = [made.site['ipfs_api'], f'/unix{path}']
+    config.write_text(json.dumps(document))
+    try:
+        made.start()
+        node = made.node(address=f'/unix{path}')
+        data = data_of(2 * MIB, 32)
+        assert read(node, store(node, data).cid) == data
+        with pytest.raises(errors.PeerRefused):
+            made.node(address=f'/unix{path}',
+                      secret='basic:glance:b').identity()
+    finally:
+        made.kill()
+
+
+def test_p7_tls_and_an_authority_of_ones_own(here, tmp_path):
+    import ssl
+
+    from glance_geo.replication import identity
+    identity.create_authority(tmp_path / 'ca')
+    identity.create_node(tmp_path / 'ca', tmp_path / 'n', 'paris', 'paris',
+                         ['127.0.0.1'], False)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(tmp_path / 'n' / 'site.crt',
+                        tmp_path / 'n' / 'site.key')
+    with Proxy(here, tls=tls).running() as proxy:
+        with pytest.raises(errors.Unreachable, match='[Cc]ertificate|CERTIF'):
+            here.node(address=proxy.address).identity()
+        node = IPFSNode(proxy.address, here.secret,
+                        str(tmp_path / 'n' / 'ca.crt'), 5.0)
+        assert node.identity()['ID'] == here.id
