@@ -4,6 +4,7 @@
 import argparse
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 
@@ -48,14 +49,37 @@ def main(argv=None):
                       'of images makes, with made-up chunks')
     table.add_argument('--logical', default='1TiB', metavar='SIZE',
                        help='such as 1TiB or 50GiB (default: %(default)s)')
-    for each in (store, table):
+    swarm = which.add_parser(
+        'ipfs', help='images in IPFS, in the geo store, and in the geo store '
+                     'over IPFS blocks: two sites on links of one shape, and '
+                     'a crowd')
+    swarm.add_argument('--quick', action='store_true',
+                       help='a small image, one round, three sites, links '
+                            'that are not shaped')
+    swarm.add_argument('--images', metavar='DIR',
+                       help='Debian images, made there with '
+                            'tools/make-images if need be (default: files of '
+                            'this machine)')
+    swarm.add_argument('--rounds', type=int, default=5,
+                       help='between two sites (default: %(default)s)')
+    swarm.add_argument('--crowd', type=int, default=10, metavar='SITES',
+                       help='sites of the crowd; 0: none (default: '
+                            '%(default)s)')
+    swarm.add_argument('--crowd-rounds', type=int, default=3,
+                       help='(default: %(default)s)')
+    swarm.add_argument('--wan', default='delay=25ms,rate=100mbit',
+                       metavar='SHAPE', help='of the link between two sites '
+                       '(needs root); empty: not shaped (default: '
+                       '%(default)s)')
+    swarm.add_argument('--seed', type=int, default=1)
+    for each in (store, table, swarm):
         each.add_argument('-f', '--format', choices=('table', 'json'),
                           default='table')
         each.add_argument('--out', type=Path, metavar='DIR',
                           help='folder for the results')
     options = parser.parse_args(argv)
-    return {'metadata': _metadata, 'store': _store, 'index': _index}[
-        options.which](options)
+    return {'metadata': _metadata, 'store': _store, 'index': _index,
+            'ipfs': _ipfs}[options.which](options)
 
 
 def _tell(results, text, options, name):
@@ -88,6 +112,25 @@ def _store(options):
         storereport.plot(results, options.out)
     _progress('')
     return _tell(results, storereport.table(results), options, 'store')
+
+
+def _ipfs(options):
+    from benchlib import ipfs as bench
+    if options.quick:
+        options.rounds, options.crowd_rounds = 1, 1
+        options.crowd, options.wan = min(options.crowd, 3), ''
+    with tempfile.TemporaryDirectory(prefix='geo-bench-') as work:
+        try:
+            files = bench.inputs(options.images, Path(work), options.quick,
+                                 options.seed)
+            results = bench.run(files, Path(work), options.rounds,
+                                options.wan or None, options.crowd,
+                                options.crowd_rounds, _progress)
+        except bench.Unavailable as error:
+            print(f'bench: {error}', file=sys.stderr)
+            return 1
+    _progress('')
+    return _tell(results, bench.table(results), options, 'ipfs')
 
 
 def _index(options):
