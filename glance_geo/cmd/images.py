@@ -82,8 +82,8 @@ class ImageShow(lister.Lister):
             self.app.stderr.write(
                 f'Image {record.id} holds what this release does not read: '
                 f'{", ".join(unread)}\n')
-        return (('Site', 'Store', 'Held', 'Percent', 'Chunks', 'Of', 'Stored bytes',
-                 'Placement', 'Why'),
+        return (('Site', 'Store', 'Held', 'Percent', 'Chunks', 'Of',
+                 'Stored bytes', 'Placement', 'Why'),
                 list(_rows(conf, records, record, _pulling(conf))))
 
 

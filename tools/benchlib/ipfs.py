@@ -167,9 +167,8 @@ def _crowd(kind, folder, count, path, rounds, progress):
             before = lab.bytes()
             began = time.monotonic()
             with ThreadPoolExecutor(count) as pool:
-                for each in pool.map(lambda s: s.get(image, size),
-                                     sites[1:]):
-                    del each
+                list(pool.map(Site.get, sites[1:], [image] * (count - 1),
+                              [size] * (count - 1)))
             took = time.monotonic() - began
             after = lab.bytes()
             by_link = {link: after[link] - before[link] for link in after}

@@ -63,6 +63,11 @@ def private(config: Mapping[str, Any], api: str, listen: Sequence[str],
             ('Addresses.Swarm', list(listen)), ('Bootstrap', []),
             ('Routing.Type', 'none'), ('Routing.DelegatedRouters', []),
             ('Ipns.DelegatedPublishers', []), ('DNS.Resolvers', {}),
+            # By default one block of 1 MiB is on its way to a node at a time:
+            # 35 Mbit/s of a link of 100 with 25 ms of delay, not 86.
+            ('Internal.Bitswap.MaxOutstandingBytesPerPeer', 16 << 20),
+            ('Internal.Bitswap.EngineTaskWorkerCount', 16),
+            ('Internal.Bitswap.TaskWorkerCount', 16),
             ('Swarm.DisableNatPortMap', True),
             ('AutoNAT.ServiceMode', 'disabled'),
             ('Plugins.Plugins', {'telemetry': {'Disabled': True}})):
