@@ -3,6 +3,8 @@
 # make test                every test; needs about half an hour on two cores
 # make bench [QUICK=1]     metadata against Glance's SQL, the geo store against
 #                          its file store; results in .cache/bench
+# make kubo                an IPFS node for the tests and the lab, in
+#                          .cache/kubo; needs Go
 # make venv                the environment that the demo uses, in .venv-lab
 
 PYTHON ?= python3
@@ -10,7 +12,7 @@ PYTHON ?= python3
 VENV := .venv-lab
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test long bench venv images config clean
+.PHONY: demo test long bench venv images config kubo clean
 
 $(STAMP): setup.cfg requirements.txt tools/requirements.txt
 	@$(PYTHON) -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -25,7 +27,12 @@ venv: $(STAMP)
 demo: $(STAMP)
 	$(VENV)/bin/python tools/demo $(if $(IMAGE),--image '$(IMAGE)')
 
+kubo:
+	tools/kubo/build
+
 test:
+	@tools/kubo/build || command -v ipfs >/dev/null || [ -n "$$GLANCE_GEO_IPFS" ] || \
+	  echo "make: no Kubo: the IPFS tests will be skipped"
 	$(PYTHON) -m venv .venv-tox
 	.venv-tox/bin/pip install -q 'tox>=4'
 	.venv-tox/bin/tox

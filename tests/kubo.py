@@ -17,7 +17,7 @@ from glance_geo.store.ipfs.node import IPFSNode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'tools'))
 
-from geolab import ipfs, lab  # noqa: E402
+from geolab import ipfs, lab, planning  # noqa: E402
 
 
 def needed():
@@ -34,7 +34,7 @@ class Kubo:
     """
 
     def __init__(self, folder, first=None):
-        ports = lab._free_ports()
+        ports = planning.free_ports()
         self.folder = Path(folder)
         (self.folder / 'etc' / 'keys').mkdir(parents=True, exist_ok=True)
         self.port = next(ports)

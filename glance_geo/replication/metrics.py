@@ -33,6 +33,11 @@ _STORE = (
     ('stored_bytes', 'unique bytes, compressed'),
     ('evictable_bytes', 'stored bytes that only copies use which may go'),
     ('chunks', 'chunks that are stored'))
+_IPFS_NODE = (
+    ('reachable', 'whether the node answered last'),
+    ('repository_bytes', 'what the node\'s repository takes'),
+    ('repository_limit', 'what it may take'),
+    ('peers', 'nodes that it is connected to'))
 _EVICTED = (('copies', 'copies that were evicted'),
             ('bytes', 'stored bytes of copies that were evicted'))
 
@@ -61,6 +66,7 @@ class StatusCollector:
                 counter.add_metric([status['site'], peer['site']],
                                    float(peer[name]))
             yield counter
+        yield from self._ipfs(status)
         yield from self._tombstones(status)
         yield from self._store(status)
 
@@ -78,6 +84,30 @@ class StatusCollector:
                                           labels=['site'])
             counter.add_metric(site, float(status['evicted'][name]))
             yield counter
+
+    @staticmethod
+    def _ipfs(status: dict[str, Any]) -> Iterator[Metric]:
+        found, site = status['ipfs'], status['site']
+        for name, text in _IPFS_NODE:
+            gauge = GaugeMetricFamily(f'glance_geo_ipfs_{name}', text,
+                                      labels=['site', 'store'])
+            for store, node in found.get('nodes', {}).items():
+                if name in node:
+                    gauge.add_metric([site, store], float(node[name]))
+            yield gauge
+        pins = found.get('pins', {'kept': 0, 'pinning': {}})
+        failing = {**pins['pinning'], **found.get('unpublished', {})}
+        for name, text, value in (
+                ('pins', 'files that the node keeps for images',
+                 pins['kept']),
+                ('published', 'images of the geo store that are offered',
+                 found.get('published', 0)),
+                ('failing', 'images that are not pinned or offered yet',
+                 len(failing))):
+            gauge = GaugeMetricFamily(f'glance_geo_ipfs_{name}', text,
+                                      labels=['site'])
+            gauge.add_metric([site], float(value))
+            yield gauge
 
     @staticmethod
     def _tombstones(status: dict[str, Any]) -> Iterator[Metric]:

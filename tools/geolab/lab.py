@@ -5,7 +5,6 @@ import http.client
 import itertools
 import json
 import os
-import random
 import shutil
 import signal
 import socket
@@ -14,33 +13,13 @@ import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from geolab import cockroach, ipfs, layout, processes
+from geolab import cockroach, ipfs, layout, planning, processes
 from geolab.links_relay import RelayLinks
 from geolab.links_wan import WanLinks, parse
 from geolab.processes import LabError
 
 _METADATA = {'sqlite': 'sqlite:///{folder}/metadata.db',
              'redis': 'redis://127.0.0.1:{port}', 'cockroachdb': None}
-_REDIS_PORT = 6379
-_COCKROACH_PORTS = 26257, 8080
-_AGENT_PORT = 9494
-_API_PORT = 9292
-_IPFS_PORT, _SWARM_PORT = 5001, 4001
-
-
-def _free_ports():
-    """Yield ports that are free now, each once.
-
-    Below the range from which the kernel takes ports for outgoing
-    connections: one of those could sit on a port while its process is down.
-    """
-    for port in random.sample(range(20000, 32000), 12000):
-        with socket.socket() as probe:
-            try:
-                probe.bind(('127.0.0.1', port))
-            except OSError:
-                continue
-        yield port
 
 
 def program(name):
@@ -105,8 +84,8 @@ class Lab:
             raise LabError(f'a lab is in {self.folder} already; '
                            f'"tools/lab down --dir {self.folder}" first')
         (self.folder / 'run').mkdir(parents=True, exist_ok=True)
-        plan = self._plan_wan(names, wan) if wan is not None \
-            else self._plan_relay(names)
+        plan = (planning.relay(names) if wan is None
+                else planning.wan(self.folder, names, wan))
         self._state_file.write_text(json.dumps(
             {'links': plan['links'], 'metadata': metadata,
              'ipfs': stores.uses_ipfs}, indent=1))
@@ -177,57 +156,6 @@ class Lab:
         self._wait(first, cockroach.ROLE, initialised)
         self._wait(first, cockroach.ROLE,
                    lambda: not done(create).returncode)
-
-    def _plan_relay(self, names):
-        ports = _free_ports()
-        sites = {name: {'agent_port': next(ports), 'api_port': next(ports),
-                        'redis_port': next(ports), 'cockroach_ports': (
-                            next(ports), next(ports)),
-                        'swarm_port': next(ports)} for name in names}
-        routes = RelayLinks.plan(sites, ports, 'agent_port')
-        swarm = RelayLinks.plan(sites, ports, 'swarm_port')
-        for name, site in sites.items():
-            site['endpoint'] = f'http://127.0.0.1:{site["api_port"]}'
-            site['listen'] = f'127.0.0.1:{site["agent_port"]}'
-            site['addresses'] = ['127.0.0.1']
-            site['peers'] = {to: ('127.0.0.1', port)
-                             for source, to, port, _ in routes
-                             if source == name}
-            site['ipfs_api'] = f'/ip4/127.0.0.1/tcp/{next(ports)}'
-            site['ipfs_listen'] = f'/ip4/127.0.0.1/tcp/{site["swarm_port"]}'
-            site['ipfs_peers'] = {to: f'/ip4/127.0.0.1/tcp/{port}'
-                                  for source, to, port, _ in swarm
-                                  if source == name}
-        return {'sites': sites,
-                'links': {'kind': 'relay', 'routes': routes + swarm}}
-
-    def _plan_wan(self, names, wan):
-        plan = WanLinks.plan(self.folder, names)
-        plan.update(kind='wan', shape=parse(wan))
-        links = WanLinks(self.folder, plan)
-        sites = {}
-        for name in names:
-            address = plan['sites'][name]['address']
-            near = [link for link, its in plan['links'].items()
-                    if name in its['ends']]
-            others = {link: next(s for s in plan['links'][link]['ends']
-                                 if s != name) for link in near}
-            sites[name] = {
-                'endpoint': f'http://{address}:{_API_PORT}',
-                'listen': f'0.0.0.0:{_AGENT_PORT}',
-                'redis_port': _REDIS_PORT,
-                'cockroach_ports': _COCKROACH_PORTS,
-                'ipfs_api': f'/ip4/{address}/tcp/{_IPFS_PORT}',
-                'ipfs_listen': f'/ip4/0.0.0.0/tcp/{_SWARM_PORT}',
-                'ipfs_peers': {
-                    other: f'/ip4/{links.address(link, other)}/tcp/'
-                           f'{_SWARM_PORT}'
-                    for link, other in others.items()},
-                'addresses': [address] + [links.address(link, name)
-                                          for link in near],
-                'peers': {other: (links.address(link, other), _AGENT_PORT)
-                          for link, other in others.items()}}
-        return {'sites': sites, 'links': plan}
 
     def _write_sites(self, sites):
         (self.folder / 'sites.json').write_text(json.dumps({
