@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from oslo_config import cfg
 
+from glance_geo.assembly import sql
 from glance_geo.conf import options
 from glance_geo.core import errors
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 
-SQL = 'sql'
+
 
 _data_api: DataAPI | None = None
 _installed = False
@@ -61,7 +62,7 @@ def open_data_api(conf: cfg.ConfigOpts) -> DataAPI:
     options.register(conf)
     options.check_site(conf)
     group = conf[options.GROUP]
-    if group.metadata_backend == SQL:
+    if group.metadata_backend == options.SQL:
         raise errors.ConfigurationInvalid(
             '[glance_geo] metadata_backend = sql: metadata is in Glance\'s '
             'own database, and this is for glance_geo\'s own engines')
@@ -109,9 +110,9 @@ def install_data_api(conf: cfg.ConfigOpts) -> None:
     """
     global _data_api, _installed
     options.register(conf)
-    if conf[options.GROUP].metadata_backend == SQL:
+    if conf[options.GROUP].metadata_backend == options.SQL:
         options.check_site(conf)
-        _install_sql(conf)
+        sql.install(conf)
         _installed = True
         return
     _refuse_encrypted_locations(conf)
@@ -127,66 +128,6 @@ def install_data_api(conf: cfg.ConfigOpts) -> None:
     LOG.info('Metadata of site %s is in %s', conf[options.GROUP].site_name,
              conf[options.GROUP].metadata_backend.partition('@')[2]
              or conf[options.GROUP].metadata_backend)
-
-
-def _on_cockroachdb(conf: cfg.ConfigOpts) -> bool:
-    return (conf.database.connection or '').startswith('cockroachdb')
-
-
-def _install_sql(conf: cfg.ConfigOpts) -> None:
-    """Let Glance's own data API run, repeated safely on CockroachDB."""
-    from oslo_db import options as db_options
-    db_options.set_defaults(conf)
-    if not _on_cockroachdb(conf):
-        return
-    try:
-        import sqlalchemy_cockroachdb  # noqa: F401
-
-        from glance_geo.db.cockroachdb import plugin
-    except ImportError as error:
-        raise errors.ConfigurationInvalid(
-            f'[database] connection: cockroachdb:// needs a client library: '
-            f'{error}. Install glance_geo[cockroachdb]') from error
-    group = conf[options.GROUP]
-    # Our calls have a limit of their own.
-    conf.set_override('max_retries', 0, group='database')
-    conf.set_override('connection_parameters', plugin.parameters(
-        conf.database.connection, conf.database.connection_parameters,
-        group.sql_statement_timeout), group='database')
-    api: Any = None
-
-    def get_api() -> Any:
-        nonlocal api
-        if api is None:
-            from glance.db.sqlalchemy import api as stock
-
-            from glance_geo.db.cockroachdb.calls import RepeatingAPI
-            api = RepeatingAPI(stock, group.sql_retry_time,
-                               group.sql_follower_reads)
-        return api
-    import glance.db
-    glance.db.get_api = get_api
-    import glance.quota.keystone
-    glance.quota.keystone.db = get_api()
-
-
-def sql_engine(conf: cfg.ConfigOpts) -> Any:
-    """Return the engine of Glance's own database, for its operators.
-
-    :raises ConfigurationInvalid: it is none that this package supports
-    """
-    options.register(conf)
-    backend = conf[options.GROUP].metadata_backend
-    if backend != SQL:
-        raise errors.ConfigurationInvalid(
-            '[glance_geo] metadata_backend is not sql: there is no database '
-            'of Glance\'s own')
-    if not _on_cockroachdb(conf):
-        raise errors.ConfigurationInvalid(
-            '[database] connection is no cockroachdb:// URL: use '
-            'glance-manage for other databases')
-    from glance.db.sqlalchemy import api
-    return api.get_engine()
 
 
 def _refuse_encrypted_locations(conf: cfg.ConfigOpts) -> None:
@@ -215,11 +156,11 @@ def records(conf: cfg.ConfigOpts) -> RecordStore:
     """
     global _sql_records
     options.register(conf)
-    if conf[options.GROUP].metadata_backend != SQL:
+    if conf[options.GROUP].metadata_backend != options.SQL:
         return installed_data_api(conf).records
     if _sql_records is None:
         options.check_site(conf)
-        if not _on_cockroachdb(conf):
+        if not sql.on_cockroachdb(conf):
             raise errors.ConfigurationInvalid(
                 '[glance_geo] metadata_backend = sql: the agent needs a '
                 '[database] connection = cockroachdb://…; on other databases '
@@ -244,7 +185,9 @@ def location_metadata(conf: cfg.ConfigOpts) -> dict[str, str]:
     """Return what a location must say that metadata does not: the site."""
     options.register(conf)
     group = conf[options.GROUP]
-    return {'site': group.site_name} if group.metadata_backend == SQL else {}
+    if group.metadata_backend != options.SQL:
+        return {}
+    return {'site': group.site_name}
 
 
 def chunk_store(conf: cfg.ConfigOpts) -> ChunkStore:
@@ -360,8 +303,8 @@ def _keeper_rules(conf: cfg.ConfigOpts) -> KeeperRules:
                        conf[name].geo_compact_rate * 1024 * 1024)
 
 
-def check_placement(conf: cfg.ConfigOpts, image: str) -> None:
-    """Refuse to read, at this site, what placement keeps from it.
+def check_placement(conf: cfg.ConfigOpts, image: str, cid: str) -> None:
+    """Refuse to read a file of IPFS that placement keeps from this site.
 
     Where nothing tells (Glance's own SQL without an agent), nothing is
     refused.
@@ -375,8 +318,9 @@ def check_placement(conf: cfg.ConfigOpts, image: str) -> None:
     except errors.ConfigurationInvalid:
         return
     for record in known.images_of(image):
-        decision = image_bits(record).decide(site)
-        if not decision.allowed:
+        bits = image_bits(record)
+        decision = bits.decide(site)
+        if not decision.allowed and any(its.cid == cid for its in bits.files):
             raise errors.BitsElsewhere(
                 f'image {image} can not be read at site {site}: '
                 f'{decision.why}')

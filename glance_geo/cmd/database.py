@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from cliff import command, lister, show
 
 from glance_geo import assembly
+from glance_geo.assembly import sql
 from glance_geo.core import errors
 
 
@@ -23,7 +24,7 @@ def _database(app):
         logging.getLogger(f'oslo_db.sqlalchemy.{noisy}').setLevel(
             logging.ERROR)
     try:
-        engine = assembly.sql_engine(app.configuration())
+        engine = sql.engine(app.configuration())
         yield engine
     except (exception.DBError, ArgumentError) as error:
         from glance_geo.db.cockroachdb import filters

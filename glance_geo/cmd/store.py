@@ -205,7 +205,7 @@ def _listed(conf, store):
     from glance_geo.replication.sources import chunk_project, image_bits
     from glance_geo.store.rebuild import Listed
     from glance_geo.store.references import COPY
-    if conf[options.GROUP].metadata_backend == assembly.SQL:
+    if conf[options.GROUP].metadata_backend == options.SQL:
         return []
     own = conf[options.GROUP].site_name
     site_wide = conf[store].geo_dedup_scope == 'site'

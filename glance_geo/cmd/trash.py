@@ -8,8 +8,10 @@ import uuid
 from cliff import command, lister
 
 from glance_geo import assembly
+from glance_geo.assembly import swarm
 from glance_geo.conf import options
 from glance_geo.core import clock, errors, location, rules
+from glance_geo.core.interfaces import PinReference
 from glance_geo.core.rules import shown
 from glance_geo.db import rows
 from glance_geo.replication.sources import image_bits
@@ -67,9 +69,9 @@ class TrashRestore(command.Command):
                 f'shows those that are')
         since = rules.overtaken(record) - 1
         bits = image_bits(record, since)
-        if not bits.manifests:
+        if not bits.manifests and not bits.files:
             raise errors.ConfigurationInvalid(
-                f'image {parsed_args.image} has no bits in a geo store')
+                f'image {parsed_args.image} has no bits in a store of ours')
         self.app.stdout.write(_restore(conf, data_api, record,
                                        bits) + '\n')
 
@@ -89,22 +91,44 @@ def _properties(record):
     return found
 
 
+def _kept_chunks(conf, bits, fresh, signing):
+    """Keep an image's chunks for another one too; return its location."""
+    store, _ = options.store_folder(conf)
+    manifest = bits.manifests[0]
+    issued = location.issue(store, fresh, manifest, uuid.uuid4().hex[:16],
+                            *signing)
+    chunks = assembly.chunk_store(conf)
+    try:
+        chunks.keep_beside(fresh, bits.names, manifest)
+    finally:
+        chunks.close()
+    return issued
+
+
+def _kept_file(conf, bits, fresh, signing):
+    """Keep an image's file in IPFS for another one too; return its location.
+    """
+    store = options.ipfs_store(conf)
+    if store is None:
+        raise errors.ConfigurationInvalid(
+            'the image is in IPFS, and enabled_backends of this site names no '
+            'store of type ipfs')
+    node = swarm.node(conf, store)
+    from glance_geo.store.ipfs.references import PinReferences
+    cid, nonce = min(bits.files, key=lambda its: its.uri).cid, \
+        uuid.uuid4().hex[:16]
+    PinReferences(node, store).keep(PinReference(fresh, cid, nonce))
+    return location.issue_ipfs(store, fresh, cid, nonce, *signing)
+
+
 def _restore(conf, data_api, record, bits):
     """Create the image anew; return its id."""
     from glance.context import RequestContext
     values = shown(record)
-    manifest = bits.manifests[0]
-    store, _ = options.store_folder(conf)
     fresh = str(uuid.uuid4())
-    key_id, key = options.signing_key(options.location_keys(conf))
-    issued = location.issue(store, fresh, manifest, uuid.uuid4().hex[:16],
-                            key_id, key)
-    chunks = assembly.chunk_store(conf)
-    try:
-        # Before the record: a collection in between must not free the bits.
-        chunks.keep_beside(fresh, bits.names, manifest)
-    finally:
-        chunks.close()
+    # Before the record: a collection in between must not free the bits.
+    issued = (_kept_chunks if bits.manifests else _kept_file)(
+        conf, bits, fresh, options.signing_key(options.location_keys(conf)))
     columns = rows.image_columns(record.id, values)
     wanted = {name: columns[name] for name in (*rows.PLAIN, *rows.DATA)}
     context = RequestContext(is_admin=True)
@@ -112,7 +136,7 @@ def _restore(conf, data_api, record, bits):
         **wanted, 'id': fresh, 'status': 'active', 'visibility': 'private',
         'protected': False,
         'properties': _properties(record),
-        'locations': [{'url': issued.uri, 'metadata': {'store': store},
+        'locations': [{'url': issued.uri, 'metadata': {'store': issued.store},
                        'status': 'active'}]})
     data_api.image_tag_set_all(context, fresh, rows.tags(values))
     return fresh

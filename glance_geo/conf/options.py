@@ -13,6 +13,8 @@ from oslo_config import cfg
 from glance_geo.core import errors
 
 GROUP = 'glance_geo'
+SQL = 'sql'
+"""The ``metadata_backend`` that is Glance's own database."""
 _NAME = re.compile(r'[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?')
 _PEER = re.compile(r'([a-z0-9-]+)@(\[[0-9a-fA-F:]+\]|[^:/\s]+):(\d+)')
 

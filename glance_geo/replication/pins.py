@@ -9,6 +9,7 @@ and from the node, so a restart begins anew.
 
 import dataclasses
 import logging
+import threading
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -31,6 +32,7 @@ LOG = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 5.0
 _LOOK_SECONDS = 1.0
+_BUSY_SECONDS = 20.0
 _BLOCK = 1024 * 1024
 HOLDING = '.ipfs'
 """Ends the ids of holdings of ipfs stores."""
@@ -64,6 +66,7 @@ class Pinner:
         self._pins = pins
         self._keys = keys
         self._trash_us = int(trash_days * 86_400 * 1_000_000)
+        self._busy = threading.Lock()
         self._loaded = 0.0
         self._refs: dict[str, set[PinReference]] = {}
         self._asked: dict[str, set[PinReference]] = {}
@@ -99,9 +102,13 @@ class Pinner:
         return ours
 
     def _work(self, image: str, _: None) -> bool:
-        if not image:
-            self.tidy()
-            return True
+        with self._busy:
+            if not image:
+                self._tidy()
+                return True
+            return self._image(image)
+
+    def _image(self, image: str) -> bool:
         self._load(_LOOK_SECONDS)
         record = self._log.get('image', image)
         if record is None:
@@ -227,7 +234,19 @@ class Pinner:
 
     # -- now and then -----------------------------------------------------
     def tidy(self) -> None:
-        """Settle everything that is kept; mend pins that went missing."""
+        """Settle everything that is kept; mend pins that went missing.
+
+        Later, if a pin is on its way just now.
+        """
+        if self._busy.acquire(timeout=_BUSY_SECONDS):
+            try:
+                self._tidy()
+            finally:
+                self._busy.release()
+        else:
+            self.tidy_soon()
+
+    def _tidy(self) -> None:
         self._load()
         for name in self._refs.keys() | self._asked.keys():
             self._settle(name)

@@ -224,6 +224,27 @@ def test_p8_two_images_of_one_cid(lab, paris):
     assert freed[0]['Bytes freed'] > 2_900_000
 
 
+def test_p4_bits_of_a_deletion_that_met_a_change_are_given_back(
+        lab, paris, rennes, mended):
+    data = data_of(2_000_000, 17)
+    image = create(paris, data, geo_policy='everywhere')
+    wait(lambda: held(lab, 'rennes', image).get('rennes') == 'whole')
+    lab.isolate('paris')
+    assert paris.delete(image).status_code == 204
+    rennes.set(image, name='changed meanwhile')
+    lab.heal()
+    wait(lambda: rennes.show(image) is None)
+    wait(lambda: image in command(lab, 'rennes', 'glance-geo', 'trash',
+                                  'list'))
+    command(lab, 'rennes', 'glance-geo', 'ipfs', 'collect')
+    assert of(lab, 'rennes', image)
+    fresh = command(lab, 'rennes', 'glance-geo', 'trash', 'restore',
+                    image).strip()
+    assert rennes.read(fresh).content == data
+    paris.wait_active(fresh)
+    assert paris.read(fresh).content == data
+
+
 def test_p7_locations_that_are_not_ours_are_refused(lab, paris):
     """A user who may set locations can not claim what he was not given."""
     mine = create(paris, data_of(1_000_000, 8))

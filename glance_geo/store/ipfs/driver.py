@@ -94,7 +94,7 @@ class Store(SignedStore):
         image = location.store_location.parsed.image
         with as_glance_expects(image):
             parsed = self._verified(location)
-            assembly.check_placement(self.conf, image)
+            assembly.check_placement(self.conf, image, parsed.cid)
             stream, size = self._reader(parsed).read(offset or 0, chunk_size)
         return stream, chunk_size or size
 
