@@ -85,7 +85,10 @@ class IPFSInit(show.ShowOne):
         program = _kubo(parsed_args.ipfs)
         config = repo / 'config'
         self._key(configuration, repo, parsed_args)
-        if not config.exists():
+        if config.exists():
+            self.app.stderr.write('A node that runs reads its configuration '
+                                  'when it is started again.\n')
+        else:
             done = subprocess.run(
                 [program, 'init', '--empty-repo'], capture_output=True,
                 text=True, env={**os.environ, 'IPFS_PATH': str(repo)})

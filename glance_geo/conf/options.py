@@ -332,41 +332,32 @@ def signing_key(keys: Mapping[str, bytes]) -> tuple[str, bytes]:
     return next(iter(keys.items()))
 
 
-def _stores(conf: cfg.ConfigOpts, kind: str) -> list[str]:
+def _only_store(conf: cfg.ConfigOpts, kind: str,
+                opts: list[Any]) -> str | None:
+    """Return the name of the node's store of a type, if it has one.
+
+    :raises ConfigurationInvalid: it has several
+    """
     backends: Any = conf.enabled_backends or {}
-    return [name for name, its in backends.items() if its == kind]
+    names = [name for name, its in backends.items() if its == kind]
+    if len(names) > 1:
+        raise errors.ConfigurationInvalid(
+            f'enabled_backends names several stores of type {kind}: a node '
+            f'has one')
+    if not names:
+        return None
+    conf.register_opts(opts, group=names[0])
+    return names[0]
 
 
 def geo_store(conf: cfg.ConfigOpts) -> str | None:
-    """Return the name of the node's geo store, if it has one.
-
-    :raises ConfigurationInvalid: it has several
-    """
-    names = _stores(conf, 'geo')
-    if len(names) > 1:
-        raise errors.ConfigurationInvalid(
-            'enabled_backends names several stores of type geo: a node has '
-            'one')
-    if not names:
-        return None
-    conf.register_opts(store_opts, group=names[0])
-    return names[0]
+    """Return the node's geo store; raises as ``_only_store``."""
+    return _only_store(conf, 'geo', store_opts)
 
 
 def ipfs_store(conf: cfg.ConfigOpts) -> str | None:
-    """Return the name of the node's ipfs store, if it has one.
-
-    :raises ConfigurationInvalid: it has several
-    """
-    names = _stores(conf, 'ipfs')
-    if len(names) > 1:
-        raise errors.ConfigurationInvalid(
-            'enabled_backends names several stores of type ipfs: a node has '
-            'one')
-    if not names:
-        return None
-    conf.register_opts(ipfs_opts, group=names[0])
-    return names[0]
+    """Return the node's ipfs store; raises as ``_only_store``."""
+    return _only_store(conf, 'ipfs', ipfs_opts)
 
 
 def ipfs_secret(conf: cfg.ConfigOpts, store: str) -> str:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import kubo
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -56,3 +58,21 @@ def test_bench_index_of_a_small_store(tmp_path):
     summary = json.loads(done.stdout)['summary']
     assert summary['chunks'] > 10_000
     assert summary['resident_bytes_collecting'] < 256 << 20
+
+
+def test_bench_ipfs_quick(tmp_path):
+    kubo.needed()
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', str(ROOT / 'tools/bench'), 'ipfs',
+         '--quick', '-f', 'json', '--out', str(tmp_path)],
+        capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout)
+    kinds = {'ipfs', 'geo', 'geo over IPFS'}
+    for table in ('seconds', 'bytes'):
+        assert set(results[table]['remote read']) == kinds
+    assert set(results['crowd']) == kinds
+    # What compression and content-defined chunks are for.
+    assert (results['bytes']['remote read updated']['geo']['median']
+            < results['bytes']['remote read updated']['ipfs']['median'])
+    assert 'MiB over the link' in (tmp_path / 'ipfs.txt').read_text()

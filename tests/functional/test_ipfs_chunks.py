@@ -17,18 +17,8 @@ from glance_geo.store.ipfs.chunks import (
 )
 from glance_geo.store.ipfs.references import PinReferences
 from glance_geo.store.upload import upload
-from tests import kubo
 
 NONCE = '0' * 16
-
-
-@pytest.fixture(scope='module')
-def nodes(tmp_path_factory):
-    kubo.needed()
-    made = kubo.network(tmp_path_factory.mktemp('kubo'), 2)
-    yield made
-    for each in made:
-        each.kill()
 
 
 @pytest.fixture

@@ -30,15 +30,6 @@ NONCE = '0' * 16
 
 
 @pytest.fixture(scope='module')
-def nodes(tmp_path_factory):
-    kubo.needed()
-    made = kubo.network(tmp_path_factory.mktemp('kubo'), 2)
-    yield made
-    for each in made:
-        each.kill()
-
-
-@pytest.fixture(scope='module')
 def lossy(tmp_path_factory):
     """A node that may be told to lose blocks."""
     kubo.needed()
@@ -407,7 +398,9 @@ def test_p8_a_file_stays_until_its_last_image_goes(here):
         node.block(cids.parse(cid), offline=True)
 
 
-def test_p8_storing_and_giving_up_one_file_at_once(here):
+@pytest.mark.parametrize('times', [
+    15, pytest.param(400, marks=pytest.mark.long)])
+def test_p8_storing_and_giving_up_one_file_at_once(here, times):
     """However they meet, a file with a reference is pinned, and whole."""
     data = data_of(MIB + 1, 30)
     cid = str(here.node().add(iter([data[:MIB], data[MIB:]]), 'x'))
@@ -419,7 +412,7 @@ def test_p8_storing_and_giving_up_one_file_at_once(here):
         rng = random.Random(seed + number)
         node = here.node()
         refs = PinReferences(node, 'race')
-        for _ in range(15):
+        for _ in range(times):
             image = str(uuid.uuid4())
             try:
                 store(node, data, image=image, name='race')
@@ -461,19 +454,21 @@ def test_a_pin_for_nobody_goes_after_a_while(here):
     assert not node.is_pinned(cid)
 
 
-def test_p1_what_was_acknowledged_survives_a_kill(tmp_path):
+@pytest.mark.parametrize('kills', [
+    4, pytest.param(60, marks=pytest.mark.long)])
+def test_p1_what_was_acknowledged_survives_a_kill(tmp_path, kills):
     kubo.needed()
     made = kubo.Kubo(tmp_path / 'k')
     try:
         acknowledged = {}
-        for round in range(4):
+        for turn in range(kills):
             made.start()
             node = made.node()
             killer = threading.Timer(0.1 + random.random(), made.process.kill)
             killer.start()
             try:
                 for number in range(200):
-                    data = data_of(1_500_000, 100 * round + number)
+                    data = data_of(1_500_000, 1000 * turn + number)
                     acknowledged[store(node, data).cid] = data
             except errors.GeoError:
                 pass

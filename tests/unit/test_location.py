@@ -54,3 +54,42 @@ def test_p7_a_changed_location_is_refused(old, new):
 def test_p7_an_unknown_key_is_refused():
     with pytest.raises(errors.LocationInvalid, match='unknown key'):
         location.verify(issued(), {'k2': KEY})
+
+
+# -- ipfs:// ------------------------------------------------------------------
+CID = 'bafkreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku'
+
+
+def ipfs(**changes):
+    parts = {'store': 'swarm', 'image': IMAGE, 'cid': CID,
+             'nonce': '0' * 16, 'key_id': 'k1', 'key': KEY, **changes}
+    return location.issue_ipfs(**parts)
+
+
+def test_an_ipfs_location_is_its_cid_and_a_proof():
+    made = ipfs()
+    assert made.uri.startswith(f'ipfs://{CID}?')
+    assert location.parse(made.uri) == made
+    location.verify(location.parse(made.uri), {'k1': KEY})
+
+
+@pytest.mark.parametrize('uri', [
+    f'ipfs://{CID}', f'ipfs://{CID}?store=swarm',
+    ipfs().uri + '&more=1', ipfs().uri.replace('store=', 'stores='),
+    ipfs().uri.replace(CID, '../etc/passwd'), ipfs().uri.replace(CID, ''),
+    ipfs().uri.replace(CID, CID.upper()), ipfs().uri + 'x' * 600,
+    ipfs().uri.replace('&image=', '&store=geo&image=')])
+def test_p7_other_texts_are_no_ipfs_locations(uri):
+    with pytest.raises(errors.LocationInvalid):
+        location.parse(uri)
+
+
+@pytest.mark.parametrize('old, new', [
+    (IMAGE, IMAGE[:-1] + '6'), ('=swarm', '=swarn'),
+    (CID, 'bafkreiaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa'),
+    ('nonce=0', 'nonce=1')])
+def test_p7_a_changed_ipfs_location_is_refused(old, new):
+    uri = ipfs().uri
+    assert old in uri
+    with pytest.raises(errors.LocationInvalid):
+        location.verify(location.parse(uri.replace(old, new)), {'k1': KEY})
