@@ -86,6 +86,11 @@ class Site:
             return answer.status_code == 200 and answer.json()['status']
         _wait(lambda: status() == 'active', f'{image} at {self.name}')
 
+    def has_no_chunks(self):
+        self.command('store', 'collect', '--compact')
+        return not json.loads(self.command('store', 'show', '-f', 'json'))[
+            'chunks']
+
     def published(self, image):
         return any(row['Image'] == image and row['Pinned'] for row in
                    json.loads(self.command('ipfs', 'show', '-f', 'json')))
@@ -116,7 +121,7 @@ def _forget(kind, sites, images):
             s.http.get(f'/v2/images/{image}').status_code == 404
             for image in images), 'deletion')
         if kind != 'ipfs':
-            site.command('store', 'collect', '--compact')
+            _wait(lambda s=site: s.has_no_chunks(), 'collection')
         if kind != 'geo':
             _wait(lambda s=site: not json.loads(
                 s.command('ipfs', 'show', '-f', 'json')), 'unpinning')
