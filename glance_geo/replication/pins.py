@@ -110,6 +110,7 @@ class Pinner:
 
     def _image(self, image: str) -> bool:
         self._load(_LOOK_SECONDS)
+        self.state.pinning.pop(image, None)     # unless it fails again
         record = self._log.get('image', image)
         if record is None:
             return True
@@ -117,7 +118,8 @@ class Pinner:
         for name in {image, *(each.image for each in self._ours(
                 bits.files | bits.removed))}:
             self._settle(name)
-        return self._follow(bits)
+        self._follow(bits)
+        return True
 
     def _load(self, older_than: float = 0.0) -> None:
         """Look at what the node keeps, and was asked to give up.
@@ -164,9 +166,8 @@ class Pinner:
         for record in self._log.images_of(ref.image):
             self._report(record.id, ref.cid, None)
 
-    def _follow(self, bits: ImageBits) -> bool:
+    def _follow(self, bits: ImageBits) -> None:
         """Pin, or give up, what placement says; report what is held."""
-        done = True
         decision = bits.decide(self._site)
         for each in sorted(self._ours(bits.files), key=lambda its: its.uri):
             refs = self._kept(each)
@@ -175,34 +176,28 @@ class Pinner:
                 refs = self._kept(each)
             if not refs and bits.ready and decision.wanted:
                 refs = {PinReference(each.image, each.cid, COPY)}
-                done &= self._keep(bits, *refs)
-                if not done:
-                    continue
+                self._keep(bits, *refs)
             elif not decision.wanted and self._home_holds(bits, each.cid):
                 for ref in {ref for ref in refs if ref.nonce == COPY}:
                     self._leave(ref)
                     refs.discard(ref)
             if refs:
                 self._report(bits.image, each.cid, bits.size or 0)
-        return done
 
     def _kept(self, each: IPFSLocation) -> set[PinReference]:
         return {ref for ref in self._refs.get(each.image, ())
                 if ref.cid == each.cid}
 
-    def _keep(self, bits: ImageBits, ref: PinReference) -> bool:
+    def _keep(self, bits: ImageBits, ref: PinReference) -> None:
         self.state.pinning[bits.image] = 'pulling'
         try:
             self._pins.keep(ref, lambda: self._queue.stopping)
         except errors.GeoError as error:
-            LOG.warning('Pin of image %s: %s; trying again', bits.image,
-                        error)
             self.state.pinning[bits.image] = str(error)
-            return False
+            raise
         LOG.info('Image %s is whole at this site\'s IPFS node', bits.image)
         self.state.pinning.pop(bits.image, None)
         self._refs.setdefault(ref.image, set()).add(ref)
-        return True
 
     # -- holdings ---------------------------------------------------------
     def _home_holds(self, bits: ImageBits, cid: str) -> bool:

@@ -5,7 +5,6 @@ What placement keeps from some sites is not offered: in the swarm, whoever
 knows a name is given its bytes.
 """
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -17,8 +16,6 @@ from glance_geo.core.interfaces import (
 )
 from glance_geo.replication.sources import ImageBits, image_bits
 from glance_geo.replication.workqueue import WorkQueue
-
-LOG = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 20.0
 _ELSEWHERE = ''
@@ -67,12 +64,13 @@ class Publications:
             self._published = self._publisher.published()
             # Of some, the record may be long gone.
             for each in {name for name, _ in self._published} | {image}:
-                if each and not self._bring(each):
-                    self._queue.put(each, None, _RETRY_SECONDS)
-            return True
-        return self._bring(image)
+                if each:
+                    self._queue.put(each, None)
+        else:
+            self._bring(image)
+        return True
 
-    def _bring(self, image: str) -> bool:
+    def _bring(self, image: str) -> None:
         """Bring what is offered of an image in line with its record."""
         assert self._published is not None
         record = self._log.get('image', image)
@@ -80,16 +78,16 @@ class Publications:
         wanted = set() if bits is None else {
             manifest for manifest in bits.manifests
             if self._may_offer(bits, manifest)}
+        if not wanted:
+            self.failed.pop(image, None)
         for each in [manifest for name, manifest in self._published
                      if name == image and manifest not in wanted]:
             self._publisher.withdraw(image, each)
             self._published.discard((image, each))
-        done = True
         for manifest in sorted(wanted):
             if (image, manifest) not in self._published:
                 assert bits is not None
-                done &= self._publish(bits, manifest)
-        return done
+                self._publish(bits, manifest)
 
     def _may_offer(self, bits: ImageBits, manifest: bytes) -> bool:
         if not bits.ready or not bits.decide(_ELSEWHERE).allowed:
@@ -97,22 +95,19 @@ class Publications:
         here, total, _ = self._store.view(bits.names, manifest).held()
         return bool(total) and here == total
 
-    def _publish(self, bits: ImageBits, manifest: bytes) -> bool:
+    def _publish(self, bits: ImageBits, manifest: bytes) -> None:
         try:
             self._publisher.publish(
                 bits.image, manifest,
                 self._store.view(bits.names, manifest),
                 lambda: self._queue.stopping)
         except errors.GeoError as error:
-            LOG.warning('Image %s is not published: %s; trying again',
-                        bits.image, error)
             self.failed[bits.image] = str(error)
-            return False
+            raise
         self.failed.pop(bits.image, None)
         if not self._queue.stopping:
             assert self._published is not None
             self._published.add((bits.image, manifest))
-        return True
 
     def state(self) -> dict[str, Any]:
         """Return what status shows."""

@@ -32,6 +32,7 @@ class WorkQueue(Generic[Key, Value]):
         self._changed = threading.Condition()
         self._waiting: dict[Key, tuple[Value, float]] = {}
         self._stopping = False
+        self._said = ''
         self._thread = threading.Thread(target=self._run, name=name,
                                         daemon=True)
 
@@ -79,9 +80,15 @@ class WorkQueue(Generic[Key, Value]):
 
     def _done(self, key: Key, value: Value) -> bool:
         try:
-            return self._work(key, value)
+            done = self._work(key, value)
+            self._said = ''
+            return done
         except errors.GeoError as error:
-            LOG.warning('%s %s: %s; trying again', self._name, key, error)
+            # A node that is down is one line, not one for each image.
+            if str(error) != self._said:
+                LOG.warning('%s %s: %s; trying again', self._name, key,
+                            error)
+            self._said = str(error)
         except Exception:
             LOG.exception('%s %s failed', self._name, key)
         return False
