@@ -5,6 +5,8 @@ import random
 import hypothesis
 import pytest
 
+from tests import kubo
+
 hypothesis.settings.register_profile(
     'default', deadline=None, print_blob=True,
     suppress_health_check=[hypothesis.HealthCheck.too_slow])
@@ -18,3 +20,13 @@ def rng(request):
     seed = int(os.environ.get('GLANCE_GEO_TEST_SEED', random.getrandbits(32)))
     print(f'GLANCE_GEO_TEST_SEED={seed}')
     return random.Random(seed)
+
+
+@pytest.fixture(scope='session')
+def nodes(tmp_path_factory):
+    """Two nodes of IPFS that know each other."""
+    kubo.needed()
+    made = kubo.network(tmp_path_factory.mktemp('kubo'), 2)
+    yield made
+    for each in made:
+        each.kill()

@@ -5,7 +5,6 @@ from pathlib import Path
 import glance
 import pytest
 
-from tests import kubo
 from tests.functional.labs import Client, Lab, Stores
 
 SITES = ('paris', 'rennes', 'nantes')
@@ -50,13 +49,3 @@ def healed(lab):
 @pytest.fixture
 def sites(lab, healed):
     return [Client(lab, site) for site in SITES]
-
-
-@pytest.fixture(scope='session')
-def nodes(tmp_path_factory):
-    """Two nodes of IPFS that know each other."""
-    kubo.needed()
-    made = kubo.network(tmp_path_factory.mktemp('kubo'), 2)
-    yield made
-    for each in made:
-        each.kill()
