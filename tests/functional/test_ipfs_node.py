@@ -280,10 +280,22 @@ def test_a_cid_that_is_no_file_is_refused(here):
 def test_a_miss_fails_within_the_time_limit(nodes):
     node = nodes[0].node(timeout=1.0)
     began = time.monotonic()
-    with pytest.raises(errors.BitsUnavailable, match='not found within 1 s'):
+    with pytest.raises(errors.BitsUnavailable, match='within 1 s'):
         read(node, str(cids.of_leaf(os.urandom(20))))
     # Twice, with a look for nodes that came back between; no more.
     assert time.monotonic() - began < 30
+
+
+def test_a_block_that_comes_late_is_asked_for_again(nodes):
+    """Within the time limit: a node may forget what it was asked for."""
+    data = os.urandom(1000)
+    cid = cids.of_leaf(data)
+    timer = threading.Timer(5.0, lambda: store(nodes[1].node(), data))
+    timer.start()
+    try:
+        assert nodes[0].node(timeout=20.0).block(cid) == data
+    finally:
+        timer.join()
 
 
 @pytest.mark.parametrize('secret', ['', 'bearer:wrong', 'basic:a:b'])

@@ -35,6 +35,8 @@ _ADD = {'raw-leaves': 'true', 'cid-version': '1', 'hash': 'sha2-256',
 _EMPTY = cids.of_leaf(b'')
 # A node says itself that it did not find a block, if it is given the time.
 _MARGIN = 5.0
+_NOT_FOUND = 'not found in time'
+_ASK_AGAIN = 4.0
 # A node that collects, or writes slowly, answers an upload late.
 _PATIENCE = 10
 
@@ -119,8 +121,7 @@ class IPFSNode:
         except exceptions.ErrorResponse as error:
             text = str(error)
             if 'deadline exceeded' in text:
-                raise errors.Unreachable(
-                    f'{name}: not found within {self.timeout:g} s') from error
+                raise errors.Unreachable(f'{name}: {_NOT_FOUND}') from error
             if 'no space left' in text or 'storage limit' in text:
                 raise errors.StoreFull(f'{name}: {text}') from error
             raise errors.IPFSFailed(f'{name}: {text}') from error
@@ -242,11 +243,23 @@ class IPFSNode:
         """
         if cid == _EMPTY:
             return b''
+        missing: Exception | None = None
+        for patience in _patience(0.0 if offline else self.timeout):
+            try:
+                return self._get(cid, offline, patience or self.timeout)
+            except errors.ChunkMissing as error:
+                missing = error
+        raise errors.ChunkMissing(
+            str(missing) if offline else f'IPFS node {self.address}: {cid} '
+            f'was not found within {self.timeout:g} s') from missing
+
+    def _get(self, cid: CID, offline: bool, patience: float) -> bytes:
+        """Ask for a block once."""
         data = bytearray()
         try:
             for piece in self._pieces(
                     '/block/get', str(cid), offline=offline, patience=_MARGIN,
-                    timeout=f'{self.timeout:g}s'):
+                    timeout=f'{patience:g}s'):
                 data += piece
                 if len(data) > cids.BLOCK_MAXIMUM:
                     raise errors.ChunkCorrupt(
@@ -255,7 +268,7 @@ class IPFSNode:
         except errors.IPFSFailed as error:
             raise errors.ChunkMissing(str(error)) from error
         except errors.Unreachable as error:
-            if 'not found within' not in str(error):
+            if _NOT_FOUND not in str(error):
                 raise
             raise errors.ChunkMissing(str(error)) from error
         cids.verify(cid, data)
@@ -292,23 +305,39 @@ class IPFSNode:
         if cid == _EMPTY:
             self.add(iter(()), name)
             return
-        came, since = -1, time.monotonic()
+        came = -1
+        asking = _patience(self.timeout)
+        while (patience := next(asking, None)) is not None:
+            more = self._pin_once(cid, name, came, patience, stopped)
+            if more is None:
+                return
+            if stopped():
+                break
+            if more > came:     # something came: all the time again
+                came, asking = more, _patience(self.timeout)
+        raise errors.ChunkMissing(
+            f'IPFS node {self.address}: not all of {cid} could be found; '
+            f'{max(came, 0)} bytes are here, and nothing came for '
+            f'{self.timeout:g} s')
+
+    def _pin_once(self, cid: CID, name: str, came: int, patience: float,
+                  stopped: Callable[[], bool]) -> int | None:
+        """Ask for a pin until it is made (None), or nothing comes for some
+        seconds (bytes that are here)."""
+        since = time.monotonic()
         with self._translated(), self._client()._client.request(
                 '/pin/add', (str(cid),), opts={
                     'name': name, 'progress': 'true'},
                 decoder='json', stream=True) as documents:
             for document in documents:
                 if 'Pins' in document:
-                    return
+                    return None
                 now = time.monotonic()
                 if document.get('Bytes', 0) > came:
                     came, since = document.get('Bytes', 0), now
-                if stopped() or now - since > self.timeout:
+                if stopped() or now - since > patience:
                     break
-        raise errors.ChunkMissing(
-            f'IPFS node {self.address}: not all of {cid} could be found; '
-            f'{max(came, 0)} bytes are here, and nothing came for '
-            f'{self.timeout:g} s')
+        return came
 
     def unpin(self, cid: CID) -> None:
         """Keep a file no longer; one that is not pinned is no error."""
@@ -369,6 +398,18 @@ class IPFSNode:
         except errors.IPFSFailed as error:
             if 'does not exist' not in str(error):
                 raise
+
+
+def _patience(limit: float) -> Iterator[float]:
+    """Yield for how many seconds to wait, each time, before asking anew.
+
+    Bitswap sometimes forgets what it was asked for, and remembers it a minute
+    later; asked anew, it answers at once.
+    """
+    yield (first := min(_ASK_AGAIN, limit))
+    while (limit := limit - first) > 0:
+        first = min(2 * first, limit)
+        yield first
 
 
 def _texts(options: dict[str, Any]) -> dict[str, str]:
