@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import json
 import os
 import random
 
@@ -30,3 +31,23 @@ def nodes(tmp_path_factory):
     yield made
     for each in made:
         each.kill()
+
+
+@pytest.fixture(scope='session')
+def lossy(tmp_path_factory):
+    """A node that may be told to lose blocks."""
+    kubo.needed()
+    made = kubo.Kubo(tmp_path_factory.mktemp('lossy'))
+    path = made.folder / 'ipfs' / 'config'
+    config = json.loads(path.read_text())
+    config['API']['Authorizations']['glance-geo']['AllowedPaths'] = [
+        '/api/v0']
+    path.write_text(json.dumps(config))
+    yield made.start()
+    made.kill()
+
+
+@pytest.fixture
+def here(nodes):
+    """A node of IPFS, with the least rights."""
+    return nodes[0]

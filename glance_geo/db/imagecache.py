@@ -13,7 +13,7 @@ from glance.common import exception
 from oslo_utils import timeutils
 
 from glance_geo.core import errors
-from glance_geo.core.interfaces import Term
+from glance_geo.core.engine import Term
 from glance_geo.db import rows
 from glance_geo.db.calls import Calls, check_4byte
 from glance_geo.db.rows import Row

@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from glance_geo.core.interfaces import Entry, Position, Range, Trait
+from glance_geo.core.engine import Entry, Position, Range, Trait
 from glance_geo.core.records import Record
 from glance_geo.db import planner, terms
 from glance_geo.db.planner import Plan

@@ -5,7 +5,7 @@ from typing import Any
 
 from glance.common import exception
 
-from glance_geo.core.interfaces import Entry
+from glance_geo.core.engine import Entry
 from glance_geo.core.records import REMOVED, Record
 from glance_geo.core.rules import shown
 from glance_geo.db import rows, terms

@@ -21,7 +21,7 @@ from typing import Any
 from glance.common import utils
 from oslo_utils import timeutils
 
-from glance_geo.core.interfaces import Range
+from glance_geo.core.engine import Range
 from glance_geo.db import rows, terms
 from glance_geo.db.queries import Order
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from glance_geo.core import births, codec, errors, records
 from glance_geo.core.clock import HybridClock
-from glance_geo.core.interfaces import Entry, MetadataEngine, Term, Trait
+from glance_geo.core.engine import Entry, MetadataEngine, Term, Trait
 from glance_geo.core.records import Birth, Record
 from glance_geo.db import terms, writers
 from glance_geo.db.recordsync import RecordSync, wall_ms

@@ -10,7 +10,7 @@ from typing import Any
 import msgpack
 
 from glance_geo.core import codec, digests, errors, records
-from glance_geo.core.interfaces import Entry, MetadataEngine
+from glance_geo.core.engine import Entry, MetadataEngine
 from glance_geo.core.records import Context, Record
 from glance_geo.db import terms
 from glance_geo.db.writers import Writer

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from glance.db.sqlalchemy import models
 
 from glance_geo.core import codec, records
-from glance_geo.core.interfaces import MetadataEngine
+from glance_geo.core.engine import MetadataEngine
 from glance_geo.core.records import Context, Record
 from glance_geo.db import rows
 from glance_geo.db.recordstore import RecordStore

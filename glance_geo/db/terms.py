@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from glance_geo.core import clock
-from glance_geo.core.interfaces import Term
+from glance_geo.core.engine import Term
 from glance_geo.core.records import PENDING, Record
 from glance_geo.core.rules import shown
 from glance_geo.db import rows

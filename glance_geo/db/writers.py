@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from glance_geo.core import births, codec, errors, records
-from glance_geo.core.interfaces import Entry, MetadataEngine, Stored, Trait
+from glance_geo.core.engine import Entry, MetadataEngine, Stored, Trait
 from glance_geo.core.records import PENDING, Record
 from glance_geo.db import terms
 

@@ -9,11 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from glance_geo.core import errors
-from glance_geo.core.interfaces import (
-    ChunkPublisher,
-    LocalChunks,
-    RecordLog,
-)
+from glance_geo.core.interfaces import ChunkPublisher, LocalChunks, RecordLog
 from glance_geo.replication.sources import ImageBits, image_bits
 from glance_geo.replication.workqueue import WorkQueue
 

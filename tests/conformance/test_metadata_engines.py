@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from glance_geo.core import errors
-from glance_geo.core.interfaces import Term, Trait
+from glance_geo.core.engine import Term, Trait
 from glance_geo.db.engines import open_engine
 from tests import engines
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from glance_geo.core.interfaces import MetadataEngine, Trait
+from glance_geo.core.engine import MetadataEngine, Trait
 from glance_geo.db import api, planner, queries, rows
 from glance_geo.db.engines.memory import MemoryEngine
 from glance_geo.db.recordstore import RecordStore

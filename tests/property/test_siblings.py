@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from glance_geo.core.interfaces import MetadataEngine
+from glance_geo.core.engine import MetadataEngine
 from glance_geo.db.engines import open_engine
 from glance_geo.db.recordstore import RecordStore
 from tests import engines

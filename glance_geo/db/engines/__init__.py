@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from glance_geo.core import errors
-from glance_geo.core.interfaces import MetadataEngine
+from glance_geo.core.engine import MetadataEngine
 
 NAMESPACE = 'glance_geo.metadata_engines'
 

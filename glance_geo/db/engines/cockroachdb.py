@@ -19,7 +19,7 @@ from oslo_db.exception import DBError
 from sqlalchemy.dialects.postgresql import insert
 
 from glance_geo.core import errors
-from glance_geo.core.interfaces import (
+from glance_geo.core.engine import (
     Entry,
     MetadataEngine,
     Position,

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from glance_geo.core import errors
-from glance_geo.core.interfaces import (
+from glance_geo.core.engine import (
     Entry,
     MetadataEngine,
     Position,

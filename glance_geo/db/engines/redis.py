@@ -21,7 +21,7 @@ import redis
 import redis.exceptions
 
 from glance_geo.core import errors
-from glance_geo.core.interfaces import (
+from glance_geo.core.engine import (
     Entry,
     MetadataEngine,
     Position,

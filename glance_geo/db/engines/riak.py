@@ -23,7 +23,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from glance_geo.core import errors
-from glance_geo.core.interfaces import (
+from glance_geo.core.engine import (
     Entry,
     MetadataEngine,
     Position,

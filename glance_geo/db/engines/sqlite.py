@@ -20,7 +20,7 @@ import msgpack
 
 from glance_geo import sqlitewal
 from glance_geo.core import errors
-from glance_geo.core.interfaces import (
+from glance_geo.core.engine import (
     Entry,
     MetadataEngine,
     Position,

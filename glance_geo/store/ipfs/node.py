@@ -1,165 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A node of IPFS (Kubo), over its RPC.
+"""A node of IPFS (Kubo): what this package asks of it.
 
-What is known of the RPC and its client (ipfshttpclient 0.7): a stream whose
-block is missing ends early without an error, so nothing that ``stream`` or
-``export`` yields is whole until the caller has checked it; ``connect()``
-refuses every current Kubo, ``Client()`` does not; a miss waits for ever, so
-every call has a time limit.
+Nothing that ``stream`` or ``export`` yields is whole until the caller has
+checked it: a node ends a stream early, without an error, where a block is
+missing.
 """
 
 from __future__ import annotations
 
 import math
-import os
-import threading
 import time
-import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from typing import Any
-
-import ipfshttpclient
-import requests
-from ipfshttpclient import exceptions, multipart
 
 from glance_geo.core import cids, errors
 from glance_geo.core.cids import CID
+from glance_geo.store.ipfs.rpc import NOT_FOUND, NodeRPC
 
 PIN = 'glance-geo'
 """How the names of our pins begin."""
-_PIECE = 1024 * 1024
 _ADD = {'raw-leaves': 'true', 'cid-version': '1', 'hash': 'sha2-256',
         'chunker': 'size-1048576'}
 # Nodes do not give each other the block without bytes (Kubo 0.43).
 _EMPTY = cids.of_leaf(b'')
 # A node says itself that it did not find a block, if it is given the time.
 _MARGIN = 5.0
-_NOT_FOUND = 'not found in time'
 _ASK_AGAIN = 4.0
 # A node that collects, or writes slowly, answers an upload late.
 _PATIENCE = 10
 
-warnings.filterwarnings('ignore', message=r".*'strict' parameter",
-                        category=FutureWarning)
 
-
-class IPFSNode:
-    """A node's RPC. Safe for several threads, and for forks.
-
-    Every call raises ``Unreachable`` when the node does not answer in time,
-    ``PeerRefused`` when it refuses the credentials, ``StoreFull`` when its
-    disk is full and ``IPFSFailed`` for anything else that it says. Every call
-    may be repeated.
-
-    :param address: multiaddr, such as ``/ip4/127.0.0.1/tcp/5001/http``,
-        ``/dns/ipfs.example/tcp/443/https`` or ``/unix/run/ipfs/api.sock``
-    :param secret: ``basic:user:password``, ``bearer:token`` or ''
-    :param ca_file: authority of an https node; '' for the system's
-    :param timeout: seconds without an answer, or without another byte
-    :raises ConfigurationInvalid: the address or the secret is malformed
-    """
-
-    def __init__(self, address: str, secret: str = '', ca_file: str = '',
-                 timeout: float = 30.0):
-        self.address = address
-        self.timeout = timeout
-        self._secret = secret
-        self._ca_file = ca_file
-        self._local = threading.local()
-        self._client()
-
-    def _client(self) -> Any:
-        if getattr(self._local, 'pid', None) != os.getpid():
-            self._local.client = self._connect()
-            self._local.pid = os.getpid()
-        return self._local.client
-
-    def _connect(self) -> Any:
-        kind, _, secret = self._secret.partition(':')
-        auth = headers = None
-        if kind == 'basic' and ':' in secret:
-            user, _, password = secret.partition(':')
-            auth = (user, password)
-        elif kind == 'bearer' and secret:
-            headers = {'Authorization': f'Bearer {secret}'}
-        elif self._secret:
-            raise errors.ConfigurationInvalid(
-                'ipfs_auth_file must hold "basic:<user>:<password>" or '
-                '"bearer:<token>"')
-        try:
-            client = ipfshttpclient.Client(
-                self.address, auth=auth, headers=headers,
-                timeout=(self.timeout, self.timeout), chunk_size=_PIECE)
-        except (exceptions.AddressError, ValueError) as error:
-            raise errors.ConfigurationInvalid(
-                f'ipfs_api {self.address!r} is no address of a node: use '
-                f'/ip4/127.0.0.1/tcp/5001/http, /dns/host/tcp/443/https or '
-                f'/unix/run/ipfs/api.sock') from error
-        # The client has no argument for these. The environment's proxies and
-        # authorities are not for a node's RPC.
-        properties = client._client._session_props
-        properties['trust_env'] = False
-        if self._ca_file:
-            properties['verify'] = self._ca_file
-        if headers:
-            # Set whole, it would take the place of the session's own.
-            properties['headers'] = requests.structures.CaseInsensitiveDict(
-                headers)
-        client._client.open_session()
-        return client
-
-    # -- calls ------------------------------------------------------------
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        name = f'IPFS node {self.address}'
-        try:
-            yield
-        except (exceptions.TimeoutError, requests.Timeout) as error:
-            raise errors.Unreachable(
-                f'{name} did not answer within {self.timeout:g} s') from error
-        except exceptions.ErrorResponse as error:
-            text = str(error)
-            if 'deadline exceeded' in text:
-                raise errors.Unreachable(f'{name}: {_NOT_FOUND}') from error
-            if 'no space left' in text or 'storage limit' in text:
-                raise errors.StoreFull(f'{name}: {text}') from error
-            raise errors.IPFSFailed(f'{name}: {text}') from error
-        except exceptions.StatusError as error:
-            response = getattr(error.original, 'response', None)
-            status = getattr(response, 'status_code', None)
-            if status in (401, 403):
-                raise errors.PeerRefused(
-                    f'{name} refuses with {status}: look at ipfs_auth_file, '
-                    f'and at API.Authorizations in the node\'s '
-                    f'configuration') from error
-            raise errors.IPFSFailed(f'{name} answers {status}') from error
-        except exceptions.ConnectionError as error:
-            raise errors.Unreachable(
-                f'{name} can not be reached: {_cause(error)}') from error
-        except (exceptions.Error, requests.RequestException) as error:
-            raise errors.Unreachable(
-                f'{name} broke off: {_cause(error)}') from error
-
-    def _call(self, path: str, *args: str, data: Any = None,
-              headers: Any = None, timeout: float | None = None,
-              **options: Any) -> list[dict[str, Any]]:
-        """Call the RPC; return the documents that it answers."""
-        with self._translated():
-            return self._client()._client.request(
-                path, args, opts=_texts(options), decoder='json', data=data,
-                headers=headers, timeout=timeout)
-
-    def _pieces(self, path: str, *args: str, patience: float = 0.0,
-                **options: Any) -> Generator[bytes, None, None]:
-        """Yield what the RPC answers; it may end early.
-
-        :param patience: seconds for which to wait beyond the time limit
-        """
-        with self._translated(), self._client()._client.request(
-                path, args, opts=_texts(options), stream=True,
-                timeout=self.timeout + patience) as pieces:
-            yield from pieces
+class IPFSNode(NodeRPC):
+    """A node, by its RPC; see there for what every call raises."""
 
     # -- the node ---------------------------------------------------------
     def identity(self) -> dict[str, Any]:
@@ -219,12 +92,9 @@ class IPFSNode:
         :param name: of the pin
         :raises CIDInvalid: the node answered with something else than asked
         """
-        body, headers = multipart.stream_bytes(iter(pieces),
-                                               chunk_size=_PIECE)
-        found = self._call(
-            '/add', data=body, headers=headers,
-            timeout=_PATIENCE * self.timeout, pin=True, pin_name=name,
-            quieter=True, progress=False, **_ADD)
+        found = self._upload(
+            '/add', pieces, timeout=_PATIENCE * self.timeout, pin=True,
+            pin_name=name, quieter=True, progress=False, **_ADD)
         return cids.parse(found[-1]['Hash'])
 
     def stream(self, cid: CID, offset: int, length: int,
@@ -268,7 +138,7 @@ class IPFSNode:
         except errors.IPFSFailed as error:
             raise errors.ChunkMissing(str(error)) from error
         except errors.Unreachable as error:
-            if _NOT_FOUND not in str(error):
+            if NOT_FOUND not in str(error):
                 raise
             raise errors.ChunkMissing(str(error)) from error
         cids.verify(cid, data)
@@ -276,19 +146,14 @@ class IPFSNode:
 
     def put_node(self, block: bytes) -> CID:
         """Store a dag-pb node; it is not pinned."""
-        body, headers = multipart.stream_bytes(iter([block]),
-                                               chunk_size=_PIECE)
-        return cids.parse(self._call(
-            '/block/put', data=body, headers=headers, cid_codec='dag-pb',
+        return cids.parse(self._upload(
+            '/block/put', [block], cid_codec='dag-pb',
             mhtype='sha2-256')[0]['Key'])
 
     def import_car(self, pieces: Iterable[bytes]) -> None:
         """Store the blocks of a CAR stream; they are not pinned."""
-        body, headers = multipart.stream_bytes(iter(pieces),
-                                               chunk_size=_PIECE)
-        self._call('/dag/import', data=body, headers=headers,
-                   timeout=_PATIENCE * self.timeout, pin_roots=False,
-                   stats=True)
+        self._upload('/dag/import', pieces, pin_roots=False, stats=True,
+                     timeout=_PATIENCE * self.timeout)
 
     def export(self, root: CID) -> Generator[bytes, None, None]:
         """Yield the CAR stream of what a node links; it may end early."""
@@ -325,10 +190,8 @@ class IPFSNode:
         """Ask for a pin until it is made (None), or nothing comes for some
         seconds (bytes that are here)."""
         since = time.monotonic()
-        with self._translated(), self._client()._client.request(
-                '/pin/add', (str(cid),), opts={
-                    'name': name, 'progress': 'true'},
-                decoder='json', stream=True) as documents:
+        with closing(self._documents('/pin/add', str(cid), name=name,
+                                     progress=True)) as documents:
             for document in documents:
                 if 'Pins' in document:
                     return None
@@ -410,21 +273,3 @@ def _patience(limit: float) -> Iterator[float]:
     while (limit := limit - first) > 0:
         first = min(2 * first, limit)
         yield first
-
-
-def _texts(options: dict[str, Any]) -> dict[str, str]:
-    return {name.replace('_', '-'): (
-        str(value).lower() if isinstance(value, bool) else str(value))
-        for name, value in options.items()}
-
-
-def _cause(error: BaseException) -> str:
-    """Return the last cause of a client library's nest of errors."""
-    text = str(error)
-    while True:
-        inner = error.__cause__ or error.__context__ or next(
-            (a for a in error.args if isinstance(a, BaseException)), None) \
-            or getattr(error, 'reason', None)
-        if not isinstance(inner, BaseException):
-            return text.rpartition(': ')[2] or text or type(error).__name__
-        error, text = inner, str(inner) or text
