@@ -119,7 +119,7 @@ location_keys_file = {folder}/keys
         if name == 'file':
             self._drivers[name].delete(where)
             return
-        geo = where.store_location.geo
+        geo = where.store_location.parsed
         self.chunks.refs.drop(geo.image, geo.manifest, geo.nonce)
         self.chunks.collect()
 
