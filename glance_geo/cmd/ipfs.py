@@ -24,6 +24,12 @@ def _kubo(name: str | None) -> str:
     return found
 
 
+def _with_http(api: str | list[str]) -> str:
+    """Return an address of the RPC as ``ipfs_api`` takes it."""
+    first = api if isinstance(api, str) else api[0]
+    return first if first.startswith('/unix/') else f'{first}/http'
+
+
 def _write(path: Path, text: str) -> None:
     """Write a file that only its owner may read, whole or not at all."""
     new = path.with_name(f'{path.name}.new')
@@ -54,11 +60,12 @@ class IPFSInit(show.ShowOne):
         parser.add_argument('--new-swarm-key', action='store_true',
                             help='make a key; print where it is')
         parser.add_argument('--api', metavar='MULTIADDR',
-                            default='/ip4/127.0.0.1/tcp/5001',
-                            help='where the RPC is (default: %(default)s)')
+                            help='where the RPC is (default: as it is, or '
+                                 '/ip4/127.0.0.1/tcp/5001)')
         parser.add_argument('--listen', metavar='MULTIADDR', action='append',
                             help='where other nodes reach this one; may be '
-                                 'repeated (default: /ip4/0.0.0.0/tcp/4001)')
+                                 'repeated (default: as it is, or '
+                                 '/ip4/0.0.0.0/tcp/4001)')
         parser.add_argument('--announce', metavar='MULTIADDR',
                             action='append', help='what other nodes are told '
                             'instead; "none": nothing, they know what their '
@@ -98,7 +105,7 @@ class IPFSInit(show.ShowOne):
         announce = parsed_args.announce
         made = configuration.private(
             json.loads(config.read_text()), parsed_args.api,
-            parsed_args.listen or ['/ip4/0.0.0.0/tcp/4001'],
+            parsed_args.listen,
             [] if announce == ['none'] else announce, peers,
             self._secret(configuration, parsed_args.auth_file),
             parsed_args.storage_max)
@@ -110,8 +117,7 @@ class IPFSInit(show.ShowOne):
             ('listen', [f'{address}/p2p/{name}'
                         for address in made['Addresses']['Swarm']]),
             ('repo', str(repo)), ('swarm_key', str(repo / 'swarm.key')),
-            ('ipfs_api', f'{parsed_args.api}/http'
-             if '/unix/' not in parsed_args.api else parsed_args.api),
+            ('ipfs_api', _with_http(made['Addresses']['API'])),
             ('start', f'IPFS_PATH={repo} LIBP2P_FORCE_PNET=1 '
                       f'IPFS_TELEMETRY=off {program} daemon')), strict=True)
 

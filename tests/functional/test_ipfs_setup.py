@@ -54,7 +54,8 @@ def test_init_says_what_is_wrong(tmp_path):
         assert done.returncode == 1 and text in done.stderr, done.stderr
         assert len(done.stderr.splitlines()) == 1
     auth = tmp_path / 'auth'
-    done = init('--new-swarm-key', '--auth-file', str(auth), '-f', 'json')
+    done = init('--new-swarm-key', '--auth-file', str(auth), '--api',
+                '/ip4/127.0.0.1/tcp/5999', '-f', 'json')
     assert done.returncode == 0, done.stderr
     made = json.loads(done.stdout)
     assert auth.read_text().strip() not in done.stdout
@@ -66,6 +67,7 @@ def test_init_says_what_is_wrong(tmp_path):
     peer = f'/ip4/10.0.0.2/tcp/4001/p2p/{made["peer_id"][:-1]}X'
     again = json.loads(init('--peer', peer, '-f', 'json').stdout)
     assert again['peer_id'] == made['peer_id'] and len(again['peers']) == 1
+    assert again['ipfs_api'] == '/ip4/127.0.0.1/tcp/5999/http'
     assert len(json.loads(init('-f', 'json').stdout)['peers']) == 1
 
 

@@ -106,6 +106,19 @@ def test_p7_a_private_node_talks_to_nobody_else():
     assert CONFIG['Bootstrap'] == ['auto']      # the input is not touched
 
 
+def test_what_is_not_given_stays_where_a_private_network_can():
+    again = configuration.private(
+        private(api='/unix/run/x', listen=['/ip4/10.0.0.1/tcp/4009']), None,
+        None, None, {}, '', None)
+    assert again['Addresses']['API'] == '/unix/run/x'
+    assert again['Addresses']['Swarm'] == ['/ip4/10.0.0.1/tcp/4009']
+    fresh = configuration.private({**CONFIG, 'Addresses': {'Swarm': [
+        '/ip4/0.0.0.0/udp/4001/quic-v1', '/ip4/0.0.0.0/tcp/4001/ws',
+        '/ip4/0.0.0.0/tcp/4001']}}, None, None, None, {}, '', None)
+    assert fresh['Addresses']['API'] == configuration.API
+    assert fresh['Addresses']['Swarm'] == [configuration.LISTEN]
+
+
 def test_what_is_announced():
     assert 'NoAnnounce' not in private()['Addresses']
     nothing = private(announce=[])['Addresses']

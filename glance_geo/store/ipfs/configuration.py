@@ -23,6 +23,8 @@ RPC_PATHS = (
     'swarm/peering/ls', 'swarm/peers')
 """The calls of the RPC that this package makes, and no others."""
 USER = 'glance-geo'
+API = '/ip4/127.0.0.1/tcp/5001'
+LISTEN = '/ip4/0.0.0.0/tcp/4001'
 
 _OFF = (
     'AutoConf.Enabled', 'AutoTLS.Enabled', 'AutoTLS.AutoWSS',
@@ -43,19 +45,25 @@ def _set(config: dict[str, Any], path: str, value: Any) -> None:
     config[name] = value
 
 
-def private(config: Mapping[str, Any], api: str, listen: Sequence[str],
-            announce: Sequence[str] | None, peers: Mapping[str, str],
-            secret: str, storage_max: str | None) -> dict[str, Any]:
+def private(config: Mapping[str, Any], api: str | None,
+            listen: Sequence[str] | None, announce: Sequence[str] | None,
+            peers: Mapping[str, str], secret: str,
+            storage_max: str | None) -> dict[str, Any]:
     """Return a configuration made private.
 
-    :param api: multiaddr of the RPC
-    :param listen: multiaddrs for other nodes
+    :param api: multiaddr of the RPC; None: as it is
+    :param listen: multiaddrs for other nodes; None: as it is, where a private
+        network can
     :param announce: what they are told; None: the same; empty: nothing
     :param peers: id -> multiaddr of the operator's other nodes; those that
         are configured already stay
     :param secret: what the RPC wants of its one user; '' for nothing
     """
     made = copy.deepcopy(dict(config))
+    addresses = made.setdefault('Addresses', {})
+    api = api or addresses.get('API') or API
+    listen = listen or [each for each in addresses.get('Swarm') or ()
+                        if '/tcp/' in each and '/ws' not in each] or [LISTEN]
     for path in _OFF:
         _set(made, path, False)
     for path, value in (
