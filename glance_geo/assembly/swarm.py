@@ -28,11 +28,9 @@ def node(conf: cfg.ConfigOpts, store: str) -> IPFSNode:
         from glance_geo.store.ipfs.node import IPFSNode
     except ImportError as error:
         raise errors.ConfigurationInvalid(
-            f'[{store}] ipfs_api needs a client library: {error}. Install '
-            f'glance_geo[ipfs]') from error
-    group = conf[store]
-    return IPFSNode(group.ipfs_api, options.ipfs_secret(conf, store),
-                    group.ipfs_ca_file, group.ipfs_timeout)
+            f'[{store}] uses IPFS, which needs a client library: {error}. '
+            f'Install glance_geo[ipfs]') from error
+    return IPFSNode(*options.ipfs_node(conf, store))
 
 
 def assemble(conf: cfg.ConfigOpts, log: RecordLog,
@@ -44,7 +42,7 @@ def assemble(conf: cfg.ConfigOpts, log: RecordLog,
     probes: dict[str, Probe] = {}
     files, geo = options.ipfs_store(conf), options.geo_store(conf)
     pinner = None if files is None else _pinner(conf, log, files, probes)
-    if geo is None or not conf[geo].ipfs_api:
+    if geo is None or not conf[geo].geo_ipfs_api:
         return Swarm(pinner, probes=probes)
     publications, provider = _for_chunks(conf, log, chunks, geo, probes)
     return Swarm(pinner, publications, provider, conf[geo].geo_ipfs_prefer,

@@ -163,12 +163,12 @@ def _stores(conf):
     files, geo = options.ipfs_store(conf), options.geo_store(conf)
     if files is not None:
         yield files, 'ipfs', swarm.node(conf, files)
-    if geo is not None and conf[geo].ipfs_api:
+    if geo is not None and conf[geo].geo_ipfs_api:
         yield geo, 'geo', swarm.node(conf, geo)
-    if files is None and (geo is None or not conf[geo].ipfs_api):
+    if files is None and (geo is None or not conf[geo].geo_ipfs_api):
         raise errors.ConfigurationInvalid(
             'no store of this site uses IPFS: enabled_backends names none '
-            'of type ipfs, and the geo store has no ipfs_api')
+            'of type ipfs, and the geo store has no geo_ipfs_api')
 
 
 class IPFSShow(lister.Lister):

@@ -152,48 +152,52 @@ store_opts = [
 ]
 
 
-def _node_opts(address: str, sample: str, use: str) -> list[Any]:
-    """Return the options that say which node of IPFS a store uses."""
+def _node_opts(prefix: str, address: str, use: str) -> list[Any]:
+    """Return the options that say which node of IPFS a store uses.
+
+    :param prefix: glance_store registers all drivers' options in one group,
+        where those of two must not have one name
+    """
     return [
         cfg.StrOpt(
-            'ipfs_api', default=address, sample_default=sample,
+            f'{prefix}ipfs_api', default=address,
+            sample_default='/ip4/127.0.0.1/tcp/5001/http',
             help='Address of the RPC of this site\'s node of IPFS (Kubo), as '
                  'a multiaddr: ``/ip4/127.0.0.1/tcp/5001/http``, '
                  '``/dns/host/tcp/443/https`` or '
                  f'``/unix/run/ipfs/api.sock``. {use}'),
         cfg.StrOpt(
-            'ipfs_auth_file', default='',
+            f'{prefix}ipfs_auth_file', default='',
             sample_default='/etc/glance-geo/ipfs.auth',
             help='File with what the RPC wants: ``basic:<user>:<password>`` '
                  'or ``bearer:<token>``, as in the node\'s '
                  '``API.Authorizations``. Empty: nothing.'),
         cfg.StrOpt(
-            'ipfs_ca_file', default='',
+            f'{prefix}ipfs_ca_file', default='',
             help='Certificate of the authority of an https node. Empty: the '
                  'system\'s.'),
         cfg.FloatOpt(
-            'ipfs_timeout', default=30.0, min=1.0,
+            f'{prefix}ipfs_timeout', default=30.0, min=1.0,
             help='Seconds after which a block that nobody gives counts as '
                  'missing, and a node that does not answer as down.'),
     ]
 
 
-ipfs_opts = _node_opts('/ip4/127.0.0.1/tcp/5001/http',
-                       '/ip4/127.0.0.1/tcp/5001/http',
+ipfs_opts = _node_opts('', '/ip4/127.0.0.1/tcp/5001/http',
                        'The images are kept there.')
 store_opts += [
-    *_node_opts('', '/ip4/127.0.0.1/tcp/5001/http',
+    *_node_opts('geo_', '',
                 'With it, chunks can come from the swarm beside other sites\' '
                 'agents. Empty: no IPFS.'),
     cfg.BoolOpt(
         'geo_ipfs_publish', default=True,
-        help='With ``ipfs_api``: offer the chunks of the images that this '
+        help='With ``geo_ipfs_api``: offer the chunks of the images that this '
              'site holds whole, and whose placement lets every site have '
              'them, to the swarm. They are kept once more there, not '
              'compressed.'),
     cfg.BoolOpt(
         'geo_ipfs_prefer', default=False,
-        help='With ``ipfs_api``: ask the swarm for missing chunks before '
+        help='With ``geo_ipfs_api``: ask the swarm for missing chunks before '
              'other sites\' agents, not after them.'),
 ]
 
@@ -360,19 +364,25 @@ def ipfs_store(conf: cfg.ConfigOpts) -> str | None:
     return _only_store(conf, 'ipfs', ipfs_opts)
 
 
-def ipfs_secret(conf: cfg.ConfigOpts, store: str) -> str:
-    """Return what the RPC of a store's node of IPFS wants; '' for nothing.
+def ipfs_node(conf: cfg.ConfigOpts, store: str,
+              ) -> tuple[str, str, str, float]:
+    """Return (address, secret, authority's file, time limit in seconds) of
+    the node of IPFS that a store uses; the address is '' where it uses none.
 
-    :raises ConfigurationInvalid: the file can't be read; no secret is shown
+    :raises ConfigurationInvalid: a file can't be read; no secret is shown
     """
-    path = conf[store].ipfs_auth_file
-    if not path:
-        return ''
-    try:
-        return Path(path).read_text().strip()
-    except OSError as error:
-        raise errors.ConfigurationInvalid(
-            f'[{store}] ipfs_auth_file {path}: {error.strerror}') from error
+    prefix = 'geo_' if store == geo_store(conf) else ''
+    group = conf[store]
+    path, secret = group[f'{prefix}ipfs_auth_file'], ''
+    if path:
+        try:
+            secret = Path(path).read_text().strip()
+        except OSError as error:
+            raise errors.ConfigurationInvalid(
+                f'[{store}] {prefix}ipfs_auth_file {path}: {error.strerror}'
+            ) from error
+    return (group[f'{prefix}ipfs_api'], secret,
+            group[f'{prefix}ipfs_ca_file'], group[f'{prefix}ipfs_timeout'])
 
 
 def store_folder(conf: cfg.ConfigOpts) -> tuple[str, str]:

@@ -17,3 +17,13 @@ def test_the_sample_is_up_to_date(tmp_path):
     assert made.read_text() == (
         ROOT / 'etc' / 'glance-geo-site.conf.sample').read_text(), (
             'run "make config"')
+
+
+def test_drivers_options_can_share_a_group():
+    """As glance_store registers them where stores are not named."""
+    from glance_store import backend
+    from oslo_config import cfg
+    conf = cfg.ConfigOpts()
+    backend.register_opts(conf)
+    assert 'geo_ipfs_api' in conf.glance_store
+    assert 'ipfs_api' in conf.glance_store

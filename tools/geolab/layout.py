@@ -49,6 +49,11 @@ config_file = {folder}/etc/glance-api-paste.ini
 """
 
 
+_IPFS = """\
+{prefix}ipfs_api = {{ipfs_api}}/http
+{prefix}ipfs_auth_file = {{folder}}/etc/keys/ipfs.auth
+{prefix}ipfs_timeout = {{ipfs_timeout:g}}
+"""
 _STORES = {
     'geo': """\
 [geo]
@@ -62,11 +67,7 @@ filesystem_store_datadir = {folder}/files
     'swarm': """\
 [swarm]
 store_description = IPFS node of site {site}
-""" + (_IPFS := """\
-ipfs_api = {ipfs_api}/http
-ipfs_auth_file = {folder}/etc/keys/ipfs.auth
-ipfs_timeout = {ipfs_timeout:g}
-""")}
+""" + _IPFS.format(prefix='')}
 _KINDS = {'geo': 'geo', 'file': 'file', 'swarm': 'ipfs'}
 
 
@@ -99,7 +100,8 @@ class Stores:
         for name in self.names:
             text = _STORES[name]
             if name == 'geo' and self.chunks_in_ipfs:
-                text += _IPFS + f'geo_ipfs_prefer = {self.prefer_ipfs}\n'
+                text += _IPFS.format(
+                    prefix='geo_') + f'geo_ipfs_prefer = {self.prefer_ipfs}\n'
             parts.append(text.format(ipfs_timeout=self.ipfs_timeout,
                                      **values))
         return '\n'.join(parts)
