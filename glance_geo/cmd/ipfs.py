@@ -13,6 +13,7 @@ from glance_geo import assembly
 from glance_geo.assembly import swarm
 from glance_geo.conf import options
 from glance_geo.core import errors
+from glance_geo.core.settling import COPY
 
 
 def _kubo(name: str | None) -> str:
@@ -184,8 +185,8 @@ class IPFSShow(lister.Lister):
             for ref in refs.all():
                 rows.append((
                     store, ref.image, ref.cid,
-                    {'geo': 'published'}.get(kind, 'copy' if ref.nonce ==
-                                             'copy' else 'uploaded here'),
+                    'published' if kind == 'geo' else 'copy'
+                    if ref.nonce == COPY else 'uploaded here',
                     ref.cid in pinned, ref in asked))
         return ('Store', 'Image', 'CID', 'Why', 'Pinned',
                 'Deletion asked'), sorted(rows)

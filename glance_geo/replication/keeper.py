@@ -115,14 +115,12 @@ class Keeper:
         for record in self._log.newer(self._cursor):
             if record.kind == 'image':
                 seen += 1
-                self._image(record)
-                self._swarm.look(record)
+                self._image(image_bits(record))
         self._cursor = vector
         return seen
 
-    def _image(self, record: Record) -> None:
-        bits = image_bits(record)
-        for name in bits.names | {record.id}:
+    def _image(self, bits: ImageBits) -> None:
+        for name in bits.names:
             self._settle(name)
         if not bits.deleted:
             for name in bits.names:
@@ -132,7 +130,8 @@ class Keeper:
             self._report(bits, manifest)
             decision = bits.decide(self._site)
             if bits.ready and decision.wanted:
-                self._pulls.put(record.id, manifest)
+                self._pulls.put(bits.image, manifest)
+        self._swarm.look(bits)
 
     def _settle(self, name: str) -> list[ImageBits]:
         """Drop what metadata has given up of the images under an id."""

@@ -82,12 +82,11 @@ class Pinner:
         self._queue.stop()
 
     # -- following --------------------------------------------------------
-    def look(self, record: Record) -> None:
+    def look(self, bits: ImageBits) -> None:
         """A record of an image changed: do what follows, before long."""
-        bits = image_bits(record)
         # Others are of no file store.
         if self._ours(bits.files | bits.removed):
-            self._queue.put(record.id, None)
+            self._queue.put(bits.image, None)
 
     def _ours(self, found: Iterable[IPFSLocation]) -> set[IPFSLocation]:
         """Return those of some locations that this store issued."""

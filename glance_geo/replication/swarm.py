@@ -12,9 +12,9 @@ from typing import Any
 
 from glance_geo.core import errors
 from glance_geo.core.interfaces import ChunkProvider
-from glance_geo.core.records import Record
 from glance_geo.replication.pins import Pinner
 from glance_geo.replication.publishing import Publications
+from glance_geo.replication.sources import ImageBits
 
 LOG = logging.getLogger(__name__)
 
@@ -61,11 +61,11 @@ class Swarm:
                 part.stop()
 
     # -- news -------------------------------------------------------------
-    def look(self, record: Record) -> None:
+    def look(self, bits: ImageBits) -> None:
         """An image's record changed."""
         if self._pinner is not None:
-            self._pinner.look(record)
-        self.held(record.id)
+            self._pinner.look(bits)
+        self.held(bits.image)
 
     def held(self, image: str) -> None:
         """What is here of an image's chunks changed."""

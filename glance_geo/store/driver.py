@@ -44,9 +44,6 @@ class Store(SignedStore):
     """Glance's view of the node's chunk store."""
 
     SCHEME = location.SCHEME
-    _CAPABILITIES = (capabilities.BitMasks.READ_RANDOM
-                     | capabilities.BitMasks.WRITE_ACCESS
-                     | capabilities.BitMasks.DRIVER_REUSABLE)
     OPTIONS = options.store_opts
 
     EXAMPLE_URL = 'geo://<STORE>/<IMAGE>/<MANIFEST>/<NONCE>/<SIGNATURE>'

@@ -12,7 +12,7 @@ from typing import Any
 
 import glance_store
 from glance.common import exception as glance_exception
-from glance_store import driver, exceptions
+from glance_store import capabilities, driver, exceptions
 from glance_store import location as store_location
 from oslo_config import cfg
 
@@ -97,6 +97,9 @@ class SignedStore(driver.Store):
     """
 
     SCHEME = ''
+    _CAPABILITIES = (capabilities.BitMasks.READ_RANDOM
+                     | capabilities.BitMasks.WRITE_ACCESS
+                     | capabilities.BitMasks.DRIVER_REUSABLE)
 
     def __init__(self, conf: cfg.ConfigOpts, backend: str | None = None):
         super().__init__(conf, backend=backend)

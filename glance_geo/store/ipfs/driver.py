@@ -43,9 +43,6 @@ class Store(SignedStore):
     """Glance's view of the site's node of IPFS."""
 
     SCHEME = location.IPFS_SCHEME
-    _CAPABILITIES = (capabilities.BitMasks.READ_RANDOM
-                     | capabilities.BitMasks.WRITE_ACCESS
-                     | capabilities.BitMasks.DRIVER_REUSABLE)
     OPTIONS = options.ipfs_opts
 
     EXAMPLE_URL = ('ipfs://<CID>?store=<STORE>&image=<IMAGE>&nonce=<NONCE>&'
