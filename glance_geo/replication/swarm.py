@@ -122,10 +122,13 @@ class Swarm:
 def _probed(probe: Probe, before: dict[str, Any] | None) -> dict[str, Any]:
     try:
         found = {'reachable': True, 'error': None, **probe()}
-    except errors.GeoError as error:
+    except Exception as error:
+        # Whatever it is, the other nodes are looked after.
         if before is None or before['reachable']:
-            LOG.warning('%s', error)
-        return {'reachable': False, 'error': str(error)}
+            LOG.warning('%s', error,
+                        exc_info=not isinstance(error, errors.GeoError))
+        return {'reachable': False,
+                'error': str(error) or type(error).__name__}
     if before is not None and not before['reachable']:
         LOG.info('IPFS node %s answers again', found.get('address'))
     return {**found, 'probed': int(time.time())}

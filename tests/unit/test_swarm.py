@@ -40,10 +40,13 @@ def test_p9_a_node_that_is_down_is_told_and_measured():
     def up():
         return {'address': '/y', 'repository_bytes': 5,
                 'repository_limit': 10, 'peers': 2}
-    swarm = Swarm(probes={'swarm': down, 'geo': up})
+
+    def odd():
+        raise KeyError('RepoSize')
+    swarm = Swarm(probes={'swarm': down, 'odd': odd, 'geo': up})
     swarm.start()
     try:
-        until(lambda: len(swarm.status()['nodes']) == 2)
+        until(lambda: len(swarm.status()['nodes']) == 3)
         found = swarm.status()
     finally:
         swarm.stop()
@@ -51,6 +54,7 @@ def test_p9_a_node_that_is_down_is_told_and_measured():
     assert found['nodes']['geo']['reachable']
     assert not found['nodes']['swarm']['reachable']
     assert 'refused' in found['nodes']['swarm']['error']
+    assert 'RepoSize' in found['nodes']['odd']['error']
     status = {'site': 'paris', 'peers': [], 'store': {}, 'ipfs': found,
               'evicted': {'copies': 0, 'bytes': 0},
               'tombstones': {'waiting': 0, 'blocked_by': {}, 'forgotten': 0}}

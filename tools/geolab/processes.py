@@ -7,6 +7,7 @@ starting a process and noting it.
 """
 
 import os
+import select
 import signal
 import subprocess
 import time
@@ -58,24 +59,38 @@ def running(folder):
 
 
 def end(folder, role=None, number=signal.SIGTERM, grace=10.0):
-    """End the lab's processes (of one role); by force after the grace."""
-    def left():
-        return [pid for pid, its in running(folder).items()
-                if role is None or its == role]
-    _signal(left(), number)
+    """End the lab's processes (of one role); by force after the grace.
+
+    When this returns, their sockets and files are closed too. (A process that
+    exits is not ``running`` any more before they are.)
+    """
+    while pids := [pid for pid, its in running(folder).items()
+                   if role is None or its == role]:
+        _end(pids, number, grace)
+        number = signal.SIGKILL
+
+
+def _end(pids, number, grace):
+    """Signal processes, and wait for some seconds until they are gone."""
     deadline = time.monotonic() + grace
-    while left():
-        if time.monotonic() > deadline:
-            _signal(left(), signal.SIGKILL)
-        time.sleep(0.05)
-
-
-def _signal(pids, number):
+    handles = []
     for pid in pids:
         try:
-            os.kill(pid, number)
+            handles.append(os.pidfd_open(pid))
         except ProcessLookupError:
             pass
+    for handle in handles:
+        try:
+            signal.pidfd_send_signal(handle, number)
+        except ProcessLookupError:
+            pass
+    try:
+        for handle in handles:
+            left = max(0.0, deadline - time.monotonic())
+            select.select([handle], [], [], left)
+    finally:
+        for handle in handles:
+            os.close(handle)
 
 
 def wait_for(condition, what, seconds=60.0, log=None):
