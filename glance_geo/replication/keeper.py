@@ -23,6 +23,7 @@ from glance_geo.replication.sources import (
     holding_id,
     image_bits,
     listed_under,
+    settled,
     with_manifest,
 )
 from glance_geo.replication.swarm import Swarm
@@ -135,11 +136,9 @@ class Keeper:
 
     def _settle(self, name: str) -> list[ImageBits]:
         """Drop what metadata has given up of the images under an id."""
-        since = time.time_ns() // 1000 - self._trash_us
-        found = [image_bits(r, since) for r in self._log.images_of(name)]
-        # An id that metadata has never heard of: the metadata is older than
-        # the store. Its bits are kept; the record may come by a sync.
-        deleted = bool(found) and all(bits.deleted for bits in found)
+        found, deleted = settled(
+            self._log.images_of(name),
+            time.time_ns() // 1000 - self._trash_us)
         self._store.settle(name, listed_under(found), deleted)
         return found
 

@@ -25,6 +25,7 @@ from glance_geo.replication.sources import (
     holding_id,
     holdings,
     image_bits,
+    settled,
 )
 from glance_geo.replication.workqueue import WorkQueue
 
@@ -139,11 +140,9 @@ class Pinner:
         asked = self._asked.get(name, set())
         if not kept and not asked:
             return
-        since = time.time_ns() // 1000 - self._trash_us
-        found = [image_bits(record, since)
-                 for record in self._log.images_of(name)]
-        # An id that metadata has never heard of: see ``Keeper._settle``.
-        deleted = bool(found) and all(bits.deleted for bits in found)
+        found, deleted = settled(
+            self._log.images_of(name),
+            time.time_ns() // 1000 - self._trash_us)
         listed = {(each.cid, each.nonce) for bits in found
                   for each in self._ours(bits.files)}
         removed = {(each.cid, each.nonce) for bits in found

@@ -120,6 +120,19 @@ def listed_under(images: Iterable[ImageBits]) -> frozenset[tuple[bytes, str]]:
     return frozenset(pair for bits in images for pair in bits.listed)
 
 
+def settled(records: Iterable[Record], trash_since: int,
+            ) -> tuple[list[ImageBits], bool]:
+    """Return the images known under one id, and whether all are deleted.
+
+    An id that metadata has never heard of counts as not deleted: metadata is
+    older than the store then, and the record may come by a sync.
+
+    :param trash_since: see ``image_bits``
+    """
+    found = [image_bits(record, trash_since) for record in records]
+    return found, bool(found) and all(bits.deleted for bits in found)
+
+
 def with_manifest(records: Iterable[Record],
                   manifest: bytes) -> ImageBits | None:
     """Return the image, among some, that lists a manifest."""
