@@ -76,3 +76,16 @@ def test_bench_ipfs_quick(tmp_path):
     assert (results['bytes']['remote read updated']['geo']['median']
             < results['bytes']['remote read updated']['ipfs']['median'])
     assert 'MiB over the link' in (tmp_path / 'ipfs.txt').read_text()
+
+
+def test_bench_ipfs_node():
+    kubo.needed()
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', str(ROOT / 'tools/bench'),
+         'ipfs-node', '--mib', '4', '--rounds', '1', '--wan', '', '-f',
+         'json'], capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    rates = json.loads(done.stdout)['rates']
+    assert len(rates) == 3 and all(
+        its['median'] > 0 for ways in rates.values()
+        for its in ways.values())

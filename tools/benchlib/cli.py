@@ -67,19 +67,27 @@ def main(argv=None):
                             '%(default)s)')
     swarm.add_argument('--crowd-rounds', type=int, default=3,
                        help='(default: %(default)s)')
-    swarm.add_argument('--wan', default='delay=25ms,rate=100mbit',
-                       metavar='SHAPE', help='of the link between two sites '
-                       '(needs root); empty: not shaped (default: '
-                       '%(default)s)')
-    swarm.add_argument('--seed', type=int, default=1)
-    for each in (store, table, swarm):
+    node = which.add_parser(
+        'ipfs-node', help='how fast a node of IPFS gives a file through its '
+                          'RPC, and what its limit of bytes on their way does')
+    node.add_argument('--mib', type=int, default=64,
+                      help='of a file (default: %(default)s)')
+    node.add_argument('--rounds', type=int, default=3,
+                      help='(default: %(default)s)')
+    for each in (swarm, node):
+        each.add_argument('--wan', default='delay=25ms,rate=100mbit',
+                          metavar='SHAPE', help='of the link between two '
+                          'sites (needs root); empty: not shaped (default: '
+                          '%(default)s)')
+        each.add_argument('--seed', type=int, default=1)
+    for each in (store, table, swarm, node):
         each.add_argument('-f', '--format', choices=('table', 'json'),
                           default='table')
         each.add_argument('--out', type=Path, metavar='DIR',
                           help='folder for the results')
     options = parser.parse_args(argv)
     return {'metadata': _metadata, 'store': _store, 'index': _index,
-            'ipfs': _ipfs}[options.which](options)
+            'ipfs': _ipfs, 'ipfs-node': _ipfs_node}[options.which](options)
 
 
 def _tell(results, text, options, name):
@@ -131,6 +139,19 @@ def _ipfs(options):
             return 1
     _progress('')
     return _tell(results, bench.table(results), options, 'ipfs')
+
+
+def _ipfs_node(options):
+    from benchlib import ipfsnode as bench
+    with tempfile.TemporaryDirectory(prefix='geo-bench-') as work:
+        try:
+            results = bench.run(Path(work), options.mib << 20, options.rounds,
+                                options.wan or None, options.seed, _progress)
+        except bench.Unavailable as error:
+            print(f'bench: {error}', file=sys.stderr)
+            return 1
+    _progress('')
+    return _tell(results, bench.table(results), options, 'ipfs-node')
 
 
 def _index(options):

@@ -260,11 +260,11 @@ def table(results):
         head = f'{title:26}' + ''.join(f'{kind:>24}' for kind in kinds)
         lines.extend([head, '-' * len(head)])
         for what, by in values.items():
-            lines.append(f'{what:26}' + ''.join(
-                f'{by[kind]["median"] * scale:12.2f} '
-                f'({by[kind]["min"] * scale:.2f}'.rjust(18)
-                + f'–{by[kind]["max"] * scale:.2f})'.ljust(6)
-                for kind in kinds))
+            cells = (f'{its["median"] * scale:.2f} '
+                     f'({its["min"] * scale:.2f}–{its["max"] * scale:.2f})'
+                     for its in map(by.get, kinds))
+            lines.append(f'{what:26}' + ''.join(f'{cell:>24}'
+                                                for cell in cells))
         lines.append('')
     rows('seconds', results['seconds'], 1)
     rows('MiB over the link', results['bytes'], 1 / (1 << 20))

@@ -7,9 +7,9 @@ that a node offers, and is checked leaf by leaf as it passes. Where the stream
 ends early, or brings other bytes, the leaf is asked for by its name: what is
 then still missing is an error that says so, never a short image.
 
-Of what is at other nodes, a stream looks little ahead: a third of a link of
-100 Mbit/s with 25 ms of delay. So leaves that are slow to come are asked for
-by their names, several at once, until they come fast again.
+Of what is at other nodes, a stream looks too little ahead (``tools/bench
+ipfs-node`` compares them). So leaves that are slow to come are asked for by
+their names, many at once, until they come fast again.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ LOG = logging.getLogger(__name__)
 _LEAF = 1024 * 1024
 # A leaf that takes longer is not at the node.
 _FAR_SECONDS = 0.04
-# Leaves that are fetched at once, and how many must come fast in a row.
-_AHEAD = 8
+AHEAD = 16
+"""Leaves of a file that are fetched at once when they are slow to come."""
+# How many must then come fast in a row.
 _NEAR_LEAVES = 16
 
 
@@ -186,26 +187,29 @@ class FileReader:
                   ) -> Iterator[tuple[Leaf, bytes]]:
         """Yield leaves that are fetched several at once, while that takes
         long."""
-        coming: deque[tuple[Leaf, Future[tuple[bytes, float]]]] = deque()
+        coming: deque[tuple[Leaf, Future[tuple[bytes, bool]]]] = deque()
         near = 0
 
-        def fetch(leaf: Leaf) -> tuple[bytes, float]:
+        def fetch(leaf: Leaf, beside: int) -> tuple[bytes, bool]:
             began = time.monotonic()
             data = leaf.data if leaf.cid is None else self._by_name(leaf)
-            return data, time.monotonic() - began
-        pool = ThreadPoolExecutor(_AHEAD, thread_name_prefix='ipfs-read')
+            # Those that are fetched at once share the node and processors.
+            return data, (time.monotonic() - began
+                          < _FAR_SECONDS * (1 + beside))
+        pool = ThreadPoolExecutor(AHEAD, thread_name_prefix='ipfs-read')
         try:
             while True:
-                while len(coming) < _AHEAD and near < _NEAR_LEAVES:
+                while len(coming) < AHEAD and near < _NEAR_LEAVES:
                     leaf = next(leaves, None)
                     if leaf is None:
                         break
-                    coming.append((leaf, pool.submit(fetch, leaf)))
+                    beside = sum(not future.done() for _, future in coming)
+                    coming.append((leaf, pool.submit(fetch, leaf, beside)))
                 if not coming:
                     return
                 leaf, future = coming.popleft()
-                data, seconds = future.result()
-                near = near + 1 if seconds < _FAR_SECONDS else 0
+                data, fast = future.result()
+                near = near + 1 if fast else 0
                 yield leaf, data
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
