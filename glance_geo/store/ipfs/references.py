@@ -7,9 +7,9 @@ keeps the file from collection:
 ``/glance-geo/<store>/kept/<CID>.<image>.<nonce>``. The pin says that all of
 the file is there, and goes with the last entry.
 
-An entry is made before the pin is looked at, and the pin goes after the
-entry: whoever stores a file while somebody else gives up the same one finds
-it pinned, or pins it again.
+Who stores a file makes its entry, and then looks at the pin; who gives one up
+removes the pin, and then looks at the entries. So whichever comes last sees
+what the other did, and pins the file again; until then its entry keeps it.
 
 A deletion that was asked for is an empty folder of the same name under
 ``asked/``; who may decide it is metadata, not whoever asked.
@@ -104,8 +104,15 @@ class PinReferences:
 
     def release(self, cid: str) -> None:
         """Unpin a file that no reference keeps."""
-        if not any(ref.cid == cid for ref in self.all()):
-            self._node.unpin(cids.parse(cid))
+        if self._refers(cid):
+            return
+        self._node.unpin(cids.parse(cid))
+        if self._refers(cid):
+            # Stored in this moment, by somebody who still saw it pinned.
+            self._node.pin(cids.parse(cid), self._pin)
+
+    def _refers(self, cid: str) -> bool:
+        return any(ref.cid == cid for ref in self.all())
 
     def repair(self) -> Sequence[str]:
         """Pin again what references keep and is not pinned.
