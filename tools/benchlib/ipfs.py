@@ -35,6 +35,13 @@ class Unavailable(Exception):
     """Something that the benchmark needs is not there."""
 
 
+def needed():
+    """Raise ``Unavailable`` where there is no Kubo."""
+    if kubo.binary() is None:
+        raise Unavailable('no Kubo: "make kubo" builds it, or set '
+                          'GLANCE_GEO_IPFS')
+
+
 class Site:
     """A user of one site, who measures."""
 
@@ -194,9 +201,7 @@ def run(files, work, rounds, wan, count, crowd_rounds, progress):
     :param wan: shape of the links; None: not shaped
     :raises Unavailable: no Kubo
     """
-    if kubo.binary() is None:
-        raise Unavailable('no Kubo: "make kubo" builds it, or set '
-                          'GLANCE_GEO_IPFS')
+    needed()
     labs, two = {}, {kind: [] for kind in KINDS}
     try:
         for kind, stores in KINDS.items():
@@ -228,10 +233,12 @@ def _data(path):
     return total
 
 
+def spread(values):
+    return {'min': min(values), 'median': statistics.median(values),
+            'max': max(values)}
+
+
 def _results(two, crowd, files, wan, count, rounds):
-    def spread(values):
-        return {'min': min(values), 'median': statistics.median(values),
-                'max': max(values)}
     first = next(iter(two.values()))[0]
     return {
         'seconds': {what: {kind: spread([r[0][what] for r in done])

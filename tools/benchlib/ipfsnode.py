@@ -10,7 +10,6 @@ is of new random bytes.
 import json
 import os
 import random
-import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -19,7 +18,7 @@ from geolab.lab import Lab
 from geolab.layout import Stores
 from geolab.processes import LabError
 
-from benchlib.ipfs import Unavailable
+from benchlib.ipfs import Unavailable, needed, spread
 from glance_geo.store.ipfs.node import IPFSNode
 from glance_geo.store.ipfs.reading import AHEAD, FileReader
 
@@ -101,9 +100,7 @@ def run(work, size, rounds, wan, seed, progress):
     :param wan: shape of the link; None: not shaped
     :raises Unavailable: no Kubo, or no link of this shape
     """
-    if kubo.binary() is None:
-        raise Unavailable('no Kubo: "make kubo" builds it, or set '
-                          'GLANCE_GEO_IPFS')
+    needed()
     lab, seeds = Lab(work / 'lab'), random.Random(seed)
     found = {_HERE: {way: [] for way in WAYS if way != 'pin'},
              **{where: {way: [] for way in WAYS} for where in (_OWN, _SET)}}
@@ -124,10 +121,9 @@ def run(work, size, rounds, wan, seed, progress):
         raise Unavailable(str(error)) from error
     finally:
         lab.down()
-    return {'rates': {where: {way: {
-        'min': min(rates), 'median': statistics.median(rates),
-        'max': max(rates)} for way, rates in ways.items()}
-        for where, ways in found.items()},
+    return {
+        'rates': {where: {way: spread(rates) for way, rates in ways.items()}
+                  for where, ways in found.items()},
         'wan': wan, 'bytes': size, 'rounds': rounds, 'cpus': os.cpu_count()}
 
 
